@@ -1,0 +1,294 @@
+/**
+ * A preallocated, direct-I/O temp file with a lifetime: acquired in a Scope, unlinked and closed when the Scope ends, whatever
+ * happens in between.
+ *
+ * @since 0.1.0
+ */
+import type * as Config from "effect/Config"
+import type * as ConfigError from "effect/ConfigError"
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import type * as Either from "effect/Either"
+import * as Layer from "effect/Layer"
+import type * as Option from "effect/Option"
+import type * as Scope from "effect/Scope"
+import type { AlignedBuffer } from "./AlignedBuffer.js"
+import type {
+  AcquireError,
+  BytesError,
+  DuplicateKey,
+  IoFailed,
+  ReleaseFailed,
+  StorageClosed,
+  StorageUnlinked,
+  TransferError,
+  UnlinkFailed
+} from "./DiskStorageError.js"
+import * as internal from "./internal/diskStorage.js"
+import { unwrapOptions } from "./internal/options.js"
+import * as internalProgress from "./internal/progress.js"
+import type { IoEngine } from "./IoEngine.js"
+import type { Syscalls } from "./Syscalls.js"
+
+/**
+ * @since 0.1.0
+ * @category type ids
+ */
+export const TypeId: typeof internal.TypeId = internal.TypeId
+
+/**
+ * @since 0.1.0
+ * @category type ids
+ */
+export type TypeId = typeof TypeId
+
+/**
+ * How a storage is made.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface DiskStorageOptions {
+  /** Bytes: a whole number above 0. The file is this rounded up to max(4096, offset alignment). */
+  readonly size: number
+  /** Where the file is made; created (mode 0700) when missing, and left. Default `/tmp/`. */
+  readonly directory?: string | undefined
+  /**
+   * `required` (default): O_DIRECT was taken and read back, or the acquisition fails. `preferred`: buffered I/O, with a warning,
+   * where it was not. `disabled`: buffered I/O.
+   */
+  readonly directIo?: "required" | "preferred" | "disabled" | undefined
+  /**
+   * `default`: O_DIRECT is set with fcntl after the file was made. `open-direct`: the file is reopened with it, for filesystems
+   * that ignore F_SETFL (IBM Storage Scale).
+   */
+  readonly openStrategy?: "default" | "open-direct" | undefined
+  /**
+   * What to do where the filesystem has no fallocate. `truncate` (default): a sparse file, whose writes can run out of space
+   * later. `zero-fill`: write zeros over all of it, which takes as long as the disk needs.
+   */
+  readonly fallback?: "truncate" | "zero-fill" | undefined
+  /** Unlink the file right after its creation, before anything is allocated: nothing to leave behind, nothing to register. */
+  readonly earlyUnlink?: boolean | undefined
+}
+
+/**
+ * What is known about direct I/O. `flag`: O_DIRECT is set on the descriptor (read back from the kernel). `verdict`: whether I/O
+ * bypasses the page cache, which the flag alone does not prove; `reason` says what it rests on.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface DirectIoState {
+  readonly flag: boolean
+  readonly verdict: "direct" | "buffered" | "unknown"
+  readonly reason: string
+}
+
+/**
+ * Multiples, in bytes, that `read` and `write` ask for: of the memory address, the file offset and the length. 1 is any.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Alignment {
+  readonly memory: number
+  readonly offset: number
+  readonly length: number
+}
+
+/**
+ * How the file got its blocks. `overwritesMayRunOutOfSpace` is false only where it is known that every block of the file is
+ * reserved and rewritten in place.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Allocation {
+  readonly method: "fallocate" | "zero-fill" | "truncate"
+  readonly overwritesMayRunOutOfSpace: boolean
+}
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface StorageType {
+  readonly _tag: "Disk"
+}
+
+/**
+ * A storage of `size` bytes. Everything it says about itself is what the kernel answered.
+ *
+ * Operations may run concurrently; overlapping concurrent writes end in an unspecified order. After release every effect here
+ * fails with `StorageClosed` before any system call, `unlinked` and `close` excepted.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface DiskStorage {
+  readonly [TypeId]: TypeId
+  readonly storageType: StorageType
+  /** A file has no address. */
+  readonly addr: 0
+  /** Absolute. Names the file while it is linked. */
+  readonly path: string
+  /** bytes, as asked */
+  readonly size: number
+  /** `type` is the `statfs(2)` magic number, `name` what it is called, in hexadecimal where it is not known. */
+  readonly filesystem: { readonly type: number; readonly name: string }
+  readonly directIo: DirectIoState
+  readonly alignment: Alignment
+  readonly allocation: Allocation
+
+  /**
+   * Reads `into.byteLength` bytes at `offset` (bytes, a multiple of `alignment.offset`) straight into `into`; no copy. `into`
+   * belongs to the kernel until the effect ends, also when it is interrupted.
+   */
+  readonly read: (offset: number, into: AlignedBuffer) => Effect.Effect<void, TransferError>
+  /** Writes all of `from` at `offset`, as `read` reads. */
+  readonly write: (offset: number, from: AlignedBuffer) => Effect.Effect<void, TransferError>
+  /** Any range, through an aligned bounce buffer of the storage, one such operation at a time. The result is the caller's. */
+  readonly readBytes: (offset: number, length: number) => Effect.Effect<Uint8Array, BytesError>
+  /**
+   * Any range, through the same bounce buffer: a partial page is read, changed and written back, so do not `write` to that page
+   * meanwhile; `writeBytes` among themselves lose nothing. `bytes` is read until the effect ends.
+   */
+  readonly writeBytes: (offset: number, bytes: Uint8Array) => Effect.Effect<void, BytesError>
+  /** `fdatasync`: what was written before survives a power cut. */
+  readonly sync: Effect.Effect<void, StorageClosed | IoFailed>
+
+  /**
+   * Lends the file descriptor for as long as `use` runs; release waits for it. Do not keep the number, do not close it, and do
+   * not release the storage inside `use`: that waits for itself.
+   */
+  readonly withFd: <A, E, R>(use: (fd: number) => Effect.Effect<A, E, R>) => Effect.Effect<A, E | StorageClosed, R>
+
+  /** Whether the name is gone. */
+  readonly unlinked: Effect.Effect<boolean>
+  /** Removes the name; the space stays until release. Does nothing when it is gone; may be called again after a failure. */
+  readonly unlink: Effect.Effect<void, UnlinkFailed | StorageClosed>
+
+  /**
+   * Runs `acquire` in a scope that lives until `deregister` or release, and keeps what it made under `tag`. Registrations are
+   * released newest first, before unlink and close. With `linked: true` it is refused once the file has no name.
+   */
+  readonly register: <I, S, E, R>(
+    tag: Context.Tag<I, S>,
+    acquire: Effect.Effect<S, E, R>,
+    options?: { readonly linked?: boolean | undefined }
+  ) => Effect.Effect<S, E | DuplicateKey | StorageClosed | StorageUnlinked, Exclude<R, Scope.Scope>>
+  /**
+   * Registers, then unlinks, for handles that need a linked file (cuFile, NIXL) of which nothing shall be left. Fails, with the
+   * file still linked, when the registration does; a failed unlink leaves the registration in place and is told in `unlink`.
+   */
+  readonly registerThenUnlink: <I, S, E, R>(
+    tag: Context.Tag<I, S>,
+    acquire: Effect.Effect<S, E, R>
+  ) => Effect.Effect<
+    { readonly registration: S; readonly unlink: Either.Either<void, UnlinkFailed> },
+    E | DuplicateKey | StorageClosed | StorageUnlinked,
+    Exclude<R, Scope.Scope>
+  >
+  readonly registration: <I, S>(tag: Context.Tag<I, S>) => Effect.Effect<Option.Option<S>, StorageClosed>
+  readonly isRegistered: <I, S>(tag: Context.Tag<I, S>) => Effect.Effect<boolean, StorageClosed>
+  /** Releases one registration; false when there is none. */
+  readonly deregister: <I, S>(tag: Context.Tag<I, S>) => Effect.Effect<boolean, StorageClosed>
+
+  /**
+   * Releases now what the end of the Scope releases: waits for what is in flight, releases registrations, unlinks, closes. Every
+   * failed step is in `ReleaseFailed`; calling it again tells the same and does nothing.
+   */
+  readonly close: Effect.Effect<void, ReleaseFailed>
+}
+
+/**
+ * @since 0.1.0
+ * @category tags
+ */
+export const DiskStorage: Context.Tag<DiskStorage, DiskStorage> = Context.GenericTag<DiskStorage>(
+  "effect-disk-storage/DiskStorage"
+)
+
+/**
+ * What an acquisition is doing that takes long: `done` of `total` bytes.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Progress {
+  readonly step: "zero-fill"
+  readonly path: string
+  readonly done: number
+  readonly total: number
+}
+
+/**
+ * Who is told of the progress of an acquisition; nobody by default. It adds no requirement: provide it around `make` or to a
+ * layer.
+ *
+ * @example
+ * ```ts
+ * import { DiskStorage } from "effect-disk-storage"
+ * import * as Console from "effect/Console"
+ * import * as Effect from "effect/Effect"
+ *
+ * const storage = DiskStorage.make({ size: 1_000_000, fallback: "zero-fill" }).pipe(
+ *   Effect.provideService(DiskStorage.ProgressListener, (progress) =>
+ *     Console.log(`${progress.done} of ${progress.total} bytes`))
+ * )
+ * ```
+ *
+ * @since 0.1.0
+ * @category tags
+ */
+export const ProgressListener: Context.Reference<
+  internalProgress.ProgressListener,
+  (progress: Progress) => Effect.Effect<void>
+> = internalProgress.ProgressListener
+
+/**
+ * Acquires a storage: makes the temp file, sets O_DIRECT and reads it back, finds the alignment, allocates. Whatever step fails
+ * or is interrupted, the file is unlinked and closed before the failure is seen; after success that happens when the Scope ends.
+ *
+ * @example
+ * ```ts
+ * import { AlignedBuffer, DiskStorage, Linux } from "effect-disk-storage"
+ * import * as Effect from "effect/Effect"
+ *
+ * const program = Effect.gen(function*() {
+ *   const storage = yield* DiskStorage.make({ size: 256 * 1024 * 1024, directory: "/tmp/" })
+ *   const block = yield* AlignedBuffer.make(1024 * 1024)
+ *   block.bytes.fill(7)
+ *   yield* storage.write(0, block)
+ *   yield* storage.read(0, block)
+ * }).pipe(Effect.scoped, Effect.provide(Linux.layer))
+ * ```
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const make: (
+  options: DiskStorageOptions
+) => Effect.Effect<DiskStorage, AcquireError, Syscalls | IoEngine | Scope.Scope> = internal.make
+
+/**
+ * The storage as a layer. Keep it in a const: two calls make two files. For two storages give each a tag of its own:
+ * `Layer.scoped(MyTag, DiskStorage.make(options))`.
+ *
+ * @since 0.1.0
+ * @category layers
+ */
+export const layer = (options: DiskStorageOptions): Layer.Layer<DiskStorage, AcquireError, Syscalls | IoEngine> =>
+  Layer.scoped(DiskStorage, make(options))
+
+/**
+ * The same with the options read from a `Config`, such as `DiskStorageConfig.options()`, or a record of them.
+ *
+ * @since 0.1.0
+ * @category layers
+ */
+export const layerConfig = (
+  config: Config.Config.Wrap<DiskStorageOptions>
+): Layer.Layer<DiskStorage, AcquireError | ConfigError.ConfigError, Syscalls | IoEngine> =>
+  Layer.scoped(DiskStorage, Effect.flatMap(unwrapOptions(config), make))

@@ -1,0 +1,429 @@
+/**
+ * One tagged error per way to fail. Each says what happened, to what, and what to do about it; `cause` is the kernel call that
+ * failed, where one did. All of them are schemas, so they survive serialisation.
+ *
+ * @since 0.1.0
+ */
+import * as Predicate from "effect/Predicate"
+import * as Schema from "effect/Schema"
+import { SyscallError } from "./Syscalls.js"
+
+const id = <const Name extends string>(name: Name) => `effect-disk-storage/${name}` as const
+
+const disableDirectIo =
+  "set DYN_KVBM_DISK_DISABLE_O_DIRECT=true (option directIo: \"disabled\") to use buffered I/O instead"
+
+/**
+ * The service cannot run here: not Linux, not x64 or arm64, or the native module is missing.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class PlatformNotSupported extends Schema.TaggedError<PlatformNotSupported>(id("PlatformNotSupported"))(
+  "PlatformNotSupported",
+  { platform: Schema.String, arch: Schema.String, reason: Schema.String }
+) {
+  override get message(): string {
+    return `This platform (${this.platform} ${this.arch}) is not supported: ${this.reason}. Use SimulatedSyscalls to develop and test here.`
+  }
+}
+
+/**
+ * No memory of that length could be had.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class BufferUnavailable extends Schema.TaggedError<BufferUnavailable>(id("BufferUnavailable"))(
+  "BufferUnavailable",
+  { byteLength: Schema.Number, reason: Schema.String }
+) {
+  override get message(): string {
+    return `No aligned buffer of ${this.byteLength} bytes: ${this.reason}. Each slab reserves about 10 GiB of address space: look at \`ulimit -v\` and at how many buffers are held.`
+  }
+}
+
+/**
+ * An option has a value that it does not take.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class InvalidOption extends Schema.TaggedError<InvalidOption>(id("InvalidOption"))(
+  "InvalidOption",
+  { option: Schema.String, value: Schema.String, expected: Schema.String }
+) {
+  override get message(): string {
+    return `Option ${this.option} is ${this.value}; it takes ${this.expected}.`
+  }
+}
+
+/**
+ * The cache directory cannot be made or used: it is no directory, may not be written, has too long a name, is on a read-only
+ * filesystem.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class DirectoryUnusable extends Schema.TaggedError<DirectoryUnusable>(id("DirectoryUnusable"))(
+  "DirectoryUnusable",
+  { directory: Schema.String, cause: SyscallError }
+) {
+  override get message(): string {
+    return `The cache directory ${this.directory} cannot be used: ${this.cause.message}. Point DYN_KVBM_DISK_CACHE_DIR (option directory) at a directory that this process may write.`
+  }
+}
+
+/**
+ * The temp file could not be created, opened or looked at, for a reason that lies outside the directory (no descriptor left, an
+ * I/O error, …). `step` says which.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class CreateFailed extends Schema.TaggedError<CreateFailed>(id("CreateFailed"))(
+  "CreateFailed",
+  {
+    step: Schema.Literal("create directory", "create file", "reopen", "set O_DIRECT", "early unlink", "inspect"),
+    path: Schema.String,
+    cause: SyscallError
+  }
+) {
+  override get message(): string {
+    const remedy = this.cause.code === "EMFILE" || this.cause.code === "ENFILE"
+      ? " Raise the limit of open files (`ulimit -n`, fs.file-max) or release storages."
+      : this.cause.code === "ENOSPC" || this.cause.code === "EDQUOT"
+      ? " Free space or inodes on the filesystem."
+      : ""
+    return `The temp file ${this.path} could not be made (${this.step}): ${this.cause.message}.${remedy}`
+  }
+}
+
+/**
+ * While the file was being reopened, its name was taken by another file. Nothing of that other file was touched.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class FileReplaced extends Schema.TaggedError<FileReplaced>(id("FileReplaced"))(
+  "FileReplaced",
+  { path: Schema.String }
+) {
+  override get message(): string {
+    return `Somebody replaced ${this.path} while it was being opened. Use a cache directory that only this user can write to.`
+  }
+}
+
+/**
+ * `directIo` is `required` and the kernel did not take O_DIRECT. No `cause`: the call succeeded and the flag was not there
+ * when read back.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class DirectIoRefused extends Schema.TaggedError<DirectIoRefused>(id("DirectIoRefused"))(
+  "DirectIoRefused",
+  {
+    path: Schema.String,
+    filesystem: Schema.String,
+    openStrategy: Schema.Literal("default", "open-direct"),
+    cause: Schema.optional(SyscallError)
+  }
+) {
+  override get message(): string {
+    const what = this.cause === undefined ? "accepted the flag and did not keep it" : this.cause.message
+    const other = this.cause === undefined && this.openStrategy === "default"
+      ? "DYN_KVBM_DISK_ALLOCATOR_TYPE=open-direct sets O_DIRECT at open, which such filesystems want; or "
+      : ""
+    return `O_DIRECT was refused for ${this.path} on ${this.filesystem}: ${what}. ${other}${disableDirectIo}.`
+  }
+}
+
+/**
+ * The filesystem, a quota or a size limit has no room for the file. What had been allocated was given back.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class OutOfSpace extends Schema.TaggedError<OutOfSpace>(id("OutOfSpace"))(
+  "OutOfSpace",
+  {
+    path: Schema.String,
+    method: Schema.Literal("fallocate", "zero-fill", "truncate"),
+    /** bytes asked of the filesystem */
+    needed: Schema.Number,
+    cause: SyscallError
+  }
+) {
+  override get message(): string {
+    const limit = this.cause.code === "EFBIG"
+      ? "the file would exceed the filesystem's or the process's (`ulimit -f`) size limit"
+      : this.cause.code === "EDQUOT"
+      ? "the disk quota is used up"
+      : "there is no space left"
+    return `No room for ${this.needed} bytes at ${this.path} (${this.method}): ${limit}. ${this.cause.message}. Ask for a smaller DYN_KVBM_DISK_CACHE_GB or use another DYN_KVBM_DISK_CACHE_DIR.`
+  }
+}
+
+/**
+ * The file was created and could not be allocated. `offset` (bytes) says how far a zero-fill came, `alignment` which alignment
+ * its writes had.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class AllocationFailed extends Schema.TaggedError<AllocationFailed>(id("AllocationFailed"))(
+  "AllocationFailed",
+  {
+    path: Schema.String,
+    method: Schema.Literal("fallocate", "zero-fill", "truncate"),
+    offset: Schema.optional(Schema.Number),
+    alignment: Schema.optional(Schema.Number),
+    cause: Schema.optional(SyscallError)
+  }
+) {
+  override get message(): string {
+    const at = this.offset === undefined ? "" : ` at offset ${this.offset}`
+    const what = this.cause === undefined ? "the kernel wrote nothing" : this.cause.message
+    const hint = this.method === "zero-fill" && this.cause?.code === "EINVAL"
+      ? ` Writes were aligned to ${this.alignment} bytes, which this filesystem does not take: ${disableDirectIo}.`
+      : ""
+    return `${this.path} could not be allocated (${this.method}${at}): ${what}.${hint}`
+  }
+}
+
+/**
+ * The storage was released; its descriptor and its file are gone.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class StorageClosed extends Schema.TaggedError<StorageClosed>(id("StorageClosed"))(
+  "StorageClosed",
+  { path: Schema.String }
+) {
+  override get message(): string {
+    return `The storage at ${this.path} is released. Keep its Scope open for as long as it is used.`
+  }
+}
+
+/**
+ * The file has no name any more, and what was asked for needs one.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class StorageUnlinked extends Schema.TaggedError<StorageUnlinked>(id("StorageUnlinked"))(
+  "StorageUnlinked",
+  { path: Schema.String, key: Schema.String }
+) {
+  override get message(): string {
+    return `${this.key} needs a linked file and ${this.path} is unlinked. Register it before unlink, and without earlyUnlink.`
+  }
+}
+
+/**
+ * A range reaches outside `[0, size)`. All in bytes.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class OutOfBounds extends Schema.TaggedError<OutOfBounds>(id("OutOfBounds"))(
+  "OutOfBounds",
+  { offset: Schema.Number, length: Schema.Number, size: Schema.Number }
+) {
+  override get message(): string {
+    return `${this.length} bytes at offset ${this.offset} are outside the storage's ${this.size} bytes. Offsets and lengths are whole, non-negative numbers.`
+  }
+}
+
+/**
+ * An offset, a length or a memory address (as its offset in its slab) is no multiple of `alignment` bytes.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class Misaligned extends Schema.TaggedError<Misaligned>(id("Misaligned"))(
+  "Misaligned",
+  { what: Schema.Literal("offset", "length", "memory"), value: Schema.Number, alignment: Schema.Number }
+) {
+  override get message(): string {
+    return `The ${this.what} ${this.value} is not a multiple of ${this.alignment} bytes, which direct I/O needs here. readBytes and writeBytes take any range.`
+  }
+}
+
+/**
+ * A transfer or a sync failed. `bytesDone` of `length` bytes at `offset` were transferred before; the rest is undefined. No
+ * `cause`: the kernel transferred nothing and reported no error (the end of the file on a read).
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class IoFailed extends Schema.TaggedError<IoFailed>(id("IoFailed"))(
+  "IoFailed",
+  {
+    operation: Schema.Literal("read", "write", "sync"),
+    offset: Schema.Number,
+    length: Schema.Number,
+    bytesDone: Schema.Number,
+    cause: Schema.optional(SyscallError)
+  }
+) {
+  override get message(): string {
+    const what = this.cause?.message ?? "the kernel transferred nothing and reported no error"
+    const range = this.operation === "sync"
+      ? ""
+      : ` of ${this.length} bytes at offset ${this.offset} after ${this.bytesDone} bytes`
+    return `The ${this.operation}${range} failed: ${what}. Treat the range as lost.`
+  }
+}
+
+/**
+ * The name could not be removed. The file is still linked, and `unlink` may be called again.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class UnlinkFailed extends Schema.TaggedError<UnlinkFailed>(id("UnlinkFailed"))(
+  "UnlinkFailed",
+  { path: Schema.String, cause: SyscallError }
+) {
+  override get message(): string {
+    return `${this.path} is still linked: ${this.cause.message}. Unlink again, or remove it by hand.`
+  }
+}
+
+/**
+ * Something is registered under that tag already. It was left as it is.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class DuplicateKey extends Schema.TaggedError<DuplicateKey>(id("DuplicateKey"))(
+  "DuplicateKey",
+  { key: Schema.String }
+) {
+  override get message(): string {
+    return `${this.key} is registered on this storage already. Deregister it first, or use a tag of your own.`
+  }
+}
+
+/**
+ * Steps of a release that failed; the other steps were done. `registration` failures are defects of the finalizers of a
+ * registration, as text.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class ReleaseFailed extends Schema.TaggedError<ReleaseFailed>(id("ReleaseFailed"))(
+  "ReleaseFailed",
+  {
+    path: Schema.String,
+    failures: Schema.Array(Schema.Union(
+      Schema.Struct({ step: Schema.Literal("registration"), key: Schema.String, cause: Schema.String }),
+      Schema.Struct({ step: Schema.Literal("unlink", "close"), cause: SyscallError })
+    ))
+  }
+) {
+  override get message(): string {
+    const steps = this.failures.map((failure) =>
+      failure.step === "registration"
+        ? `registration ${failure.key}: ${failure.cause}`
+        : `${failure.step}: ${failure.cause.message}`
+    )
+    const left = this.failures.some((failure) => failure.step === "unlink") ? " The file is left: remove it by hand." : ""
+    return `The release of ${this.path} was not clean: ${steps.join("; ")}.${left}`
+  }
+}
+
+/**
+ * The allocator has handed out its budget. All in bytes.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class BudgetExceeded extends Schema.TaggedError<BudgetExceeded>(id("BudgetExceeded"))(
+  "BudgetExceeded",
+  { requested: Schema.Number, available: Schema.Number, budget: Schema.Number }
+) {
+  override get message(): string {
+    return `${this.requested} bytes are more than the ${this.available} left of a budget of ${this.budget}. Release a storage or raise the budget.`
+  }
+}
+
+/**
+ * What `DiskStorage.make` fails with.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export type AcquireError =
+  | InvalidOption
+  | DirectoryUnusable
+  | CreateFailed
+  | FileReplaced
+  | DirectIoRefused
+  | OutOfSpace
+  | AllocationFailed
+  | BufferUnavailable
+
+/**
+ * What a transfer of aligned memory fails with.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export type TransferError = StorageClosed | OutOfBounds | Misaligned | IoFailed
+
+/**
+ * What a transfer of any range fails with.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export type BytesError = StorageClosed | OutOfBounds | BufferUnavailable | IoFailed
+
+/**
+ * Every error of this module.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export type DiskStorageError =
+  | AcquireError
+  | TransferError
+  | PlatformNotSupported
+  | StorageUnlinked
+  | UnlinkFailed
+  | DuplicateKey
+  | ReleaseFailed
+  | BudgetExceeded
+
+const tags: ReadonlySet<unknown> = new Set<DiskStorageError["_tag"]>([
+  "InvalidOption",
+  "DirectoryUnusable",
+  "CreateFailed",
+  "FileReplaced",
+  "DirectIoRefused",
+  "OutOfSpace",
+  "AllocationFailed",
+  "BufferUnavailable",
+  "StorageClosed",
+  "OutOfBounds",
+  "Misaligned",
+  "IoFailed",
+  "PlatformNotSupported",
+  "StorageUnlinked",
+  "UnlinkFailed",
+  "DuplicateKey",
+  "ReleaseFailed",
+  "BudgetExceeded"
+])
+
+/**
+ * Whether a value is an error of this module.
+ *
+ * @since 0.1.0
+ * @category guards
+ */
+export const isDiskStorageError = (u: unknown): u is DiskStorageError => Predicate.hasProperty(u, "_tag") && tags.has(u._tag)

@@ -1,0 +1,353 @@
+/**
+ * The kernel calls that the disk tier makes, as an abstract service: the real kernel is `LinuxSyscalls`, an in-memory one
+ * `SimulatedSyscalls`. Nothing here knows either of them.
+ *
+ * @since 0.1.0
+ */
+import * as Context from "effect/Context"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Schema from "effect/Schema"
+
+/**
+ * @since 0.1.0
+ * @category type ids
+ */
+export const TypeId: unique symbol = Symbol.for("effect-disk-storage/Syscalls")
+
+/**
+ * @since 0.1.0
+ * @category type ids
+ */
+export type TypeId = typeof TypeId
+
+/**
+ * Linux error numbers (`asm-generic/errno-base.h` and `errno.h`; the same on x86-64 and arm64), by name.
+ *
+ * @since 0.1.0
+ * @category errnos
+ */
+export const errnos = {
+  EPERM: 1,
+  ENOENT: 2,
+  EINTR: 4,
+  EIO: 5,
+  ENXIO: 6,
+  EBADF: 9,
+  EAGAIN: 11,
+  ENOMEM: 12,
+  EACCES: 13,
+  EFAULT: 14,
+  EBUSY: 16,
+  EEXIST: 17,
+  ENODEV: 19,
+  ENOTDIR: 20,
+  EISDIR: 21,
+  EINVAL: 22,
+  ENFILE: 23,
+  EMFILE: 24,
+  ENOTTY: 25,
+  ETXTBSY: 26,
+  EFBIG: 27,
+  ENOSPC: 28,
+  ESPIPE: 29,
+  EROFS: 30,
+  EMLINK: 31,
+  EPIPE: 32,
+  ENAMETOOLONG: 36,
+  ENOSYS: 38,
+  ELOOP: 40,
+  EOVERFLOW: 75,
+  EOPNOTSUPP: 95,
+  ESTALE: 116,
+  EDQUOT: 122
+} as const
+
+/**
+ * @since 0.1.0
+ * @category errnos
+ */
+export type ErrnoCode = keyof typeof errnos
+
+/**
+ * Which errors each call can give, from its man page and the kernel sources behind it. `EINTR` is listed where the kernel
+ * can give it although a caller sees it from `close` alone: everywhere else it is retried (see `Syscalls`).
+ *
+ * @since 0.1.0
+ * @category errnos
+ */
+export const errnosBySyscall = {
+  mkdir: [
+    "EACCES",
+    "EDQUOT",
+    "EEXIST",
+    "EIO",
+    "ELOOP",
+    "EMLINK",
+    "ENAMETOOLONG",
+    "ENOENT",
+    "ENOMEM",
+    "ENOSPC",
+    "ENOTDIR",
+    "EPERM",
+    "EROFS",
+    "ESTALE"
+  ],
+  mkostemp: [
+    "EACCES",
+    "EDQUOT",
+    "EEXIST",
+    "EINTR",
+    "EINVAL",
+    "EIO",
+    "ELOOP",
+    "EMFILE",
+    "ENAMETOOLONG",
+    "ENFILE",
+    "ENOENT",
+    "ENOMEM",
+    "ENOSPC",
+    "ENOTDIR",
+    "EPERM",
+    "EROFS",
+    "ESTALE"
+  ],
+  open: [
+    "EACCES",
+    "EBUSY",
+    "EINTR",
+    "EINVAL",
+    "EIO",
+    "EISDIR",
+    "ELOOP",
+    "EMFILE",
+    "ENAMETOOLONG",
+    "ENFILE",
+    "ENOENT",
+    "ENOMEM",
+    "ENOTDIR",
+    "ENXIO",
+    "EOPNOTSUPP",
+    "EPERM",
+    "EROFS",
+    "ESTALE",
+    "ETXTBSY"
+  ],
+  fcntlGetFlags: ["EBADF"],
+  fcntlSetFlags: ["EBADF", "EINVAL", "EPERM"],
+  ioctlGetFlags: ["EBADF", "EINVAL", "EIO", "ENOTTY", "EOPNOTSUPP"],
+  ioctlSetFlags: ["EACCES", "EBADF", "EINTR", "EINVAL", "EIO", "ENOSPC", "ENOTTY", "EOPNOTSUPP", "EPERM", "EROFS"],
+  fallocate: [
+    "EBADF",
+    "EDQUOT",
+    "EFBIG",
+    "EINTR",
+    "EINVAL",
+    "EIO",
+    "ENODEV",
+    "ENOSPC",
+    "ENOSYS",
+    "EOPNOTSUPP",
+    "EPERM",
+    "ESPIPE",
+    "ETXTBSY"
+  ],
+  ftruncate: ["EBADF", "EDQUOT", "EFBIG", "EINTR", "EINVAL", "EIO", "ENOSPC", "EPERM", "EROFS", "ETXTBSY"],
+  pread: ["EAGAIN", "EBADF", "EFAULT", "EINTR", "EINVAL", "EIO", "EISDIR", "ENXIO", "EOVERFLOW", "ESPIPE", "ESTALE"],
+  pwrite: [
+    "EAGAIN",
+    "EBADF",
+    "EDQUOT",
+    "EFAULT",
+    "EFBIG",
+    "EINTR",
+    "EINVAL",
+    "EIO",
+    "ENOSPC",
+    "ENXIO",
+    "EPERM",
+    "EPIPE",
+    "ESPIPE",
+    "ESTALE"
+  ],
+  fdatasync: ["EBADF", "EDQUOT", "EINTR", "EINVAL", "EIO", "ENOSPC", "EROFS"],
+  statx: ["EACCES", "EBADF", "EFAULT", "EINVAL", "EIO", "ENOMEM", "ENOSYS", "ESTALE"],
+  fstatfs: ["EBADF", "EFAULT", "EINTR", "EIO", "ENOMEM", "ENOSYS", "EOVERFLOW"],
+  unlink: [
+    "EACCES",
+    "EBUSY",
+    "EFAULT",
+    "EIO",
+    "EISDIR",
+    "ELOOP",
+    "ENAMETOOLONG",
+    "ENOENT",
+    "ENOMEM",
+    "ENOTDIR",
+    "EPERM",
+    "EROFS",
+    "ESTALE"
+  ],
+  close: ["EBADF", "EDQUOT", "EINTR", "EIO", "ENOSPC"]
+} as const satisfies Record<string, ReadonlyArray<ErrnoCode>>
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export type SyscallName = keyof typeof errnosBySyscall
+
+/**
+ * One failed kernel call. `code` is the name of `errno` where it has one in `errnos`, else `E` and the number.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class SyscallError extends Schema.TaggedError<SyscallError>("effect-disk-storage/SyscallError")("SyscallError", {
+  syscall: Schema.String,
+  errno: Schema.Int,
+  code: Schema.String,
+  path: Schema.optional(Schema.String),
+  fd: Schema.optional(Schema.Int)
+}) {
+  override get message(): string {
+    const target = this.path !== undefined ? ` of ${this.path}` : this.fd !== undefined ? ` of fd ${this.fd}` : ""
+    return `${this.syscall}${target} failed with ${this.code} (errno ${this.errno})`
+  }
+}
+
+/**
+ * What the disk tier reads of `statx(2)`. `directIo` is `undefined` where the kernel or the filesystem does not answer
+ * (the `STATX_DIOALIGN` bit is clear); 0 / 0 is an answer: no direct I/O on this file.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Statx {
+  readonly deviceMajor: number
+  readonly deviceMinor: number
+  readonly inode: bigint
+  readonly links: number
+  /** bytes */
+  readonly size: number
+  /** bytes that the file holds on the disk: `stx_blocks` × 512 */
+  readonly allocated: number
+  readonly directIo: { readonly memoryAlignment: number; readonly offsetAlignment: number } | undefined
+}
+
+/**
+ * What the disk tier reads of `fstatfs(2)`: `type` is the filesystem's magic number; the counts are bytes.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Statfs {
+  readonly type: number
+  readonly blockSize: number
+  readonly total: number
+  readonly free: number
+  readonly available: number
+}
+
+/**
+ * Flags of `open(2)`. Their numbers differ between architectures, so they come with the kernel.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface OpenFlags {
+  readonly O_RDWR: number
+  readonly O_CLOEXEC: number
+  readonly O_DIRECT: number
+  readonly O_NOFOLLOW: number
+}
+
+/**
+ * `FS_NOCOW_FL` of `ioctl_iflags(2)`: no copy-on-write for this file (btrfs).
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export const FS_NOCOW_FL = 0x0080_0000
+
+/**
+ * The calls. Paths are absolute or relative to the working directory; offsets and lengths are bytes as safe integers; file
+ * descriptors are plain numbers that the caller owns and closes.
+ *
+ * Every call fails with `SyscallError` alone. `EINTR` is retried inside, except on `close`, whose descriptor is gone even
+ * then. A call that has begun cannot be interrupted: the effect ends when the kernel has answered, and what waits for its
+ * turn can be interrupted. Memory given to `pread` and `pwrite` belongs to the kernel until the effect ends.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Syscalls {
+  readonly [TypeId]: TypeId
+  readonly flags: OpenFlags
+  readonly mkdir: (path: string, mode: number) => Effect.Effect<void, SyscallError>
+  /** Creates and opens (read and write, mode 0600) a new file at `prefix` plus six random characters. `path` is absolute. */
+  readonly mkostemp: (
+    prefix: string,
+    flags: number
+  ) => Effect.Effect<{ readonly fd: number; readonly path: string }, SyscallError>
+  /** Opens an existing file. */
+  readonly open: (path: string, flags: number) => Effect.Effect<number, SyscallError>
+  /** `fcntl(fd, F_GETFL)` */
+  readonly fcntlGetFlags: (fd: number) => Effect.Effect<number, SyscallError>
+  /** `fcntl(fd, F_SETFL, flags)` */
+  readonly fcntlSetFlags: (fd: number, flags: number) => Effect.Effect<void, SyscallError>
+  /** `ioctl(fd, FS_IOC_GETFLAGS)` */
+  readonly ioctlGetFlags: (fd: number) => Effect.Effect<number, SyscallError>
+  /** `ioctl(fd, FS_IOC_SETFLAGS, flags)` */
+  readonly ioctlSetFlags: (fd: number, flags: number) => Effect.Effect<void, SyscallError>
+  readonly fallocate: (fd: number, mode: number, offset: number, length: number) => Effect.Effect<void, SyscallError>
+  readonly ftruncate: (fd: number, length: number) => Effect.Effect<void, SyscallError>
+  /** Bytes read, which may be fewer than asked for; 0 at the end of the file. */
+  readonly pread: (fd: number, into: Uint8Array, offset: number) => Effect.Effect<number, SyscallError>
+  /** Bytes written, which may be fewer than given. */
+  readonly pwrite: (fd: number, from: Uint8Array, offset: number) => Effect.Effect<number, SyscallError>
+  readonly fdatasync: (fd: number) => Effect.Effect<void, SyscallError>
+  readonly statx: (fd: number) => Effect.Effect<Statx, SyscallError>
+  readonly fstatfs: (fd: number) => Effect.Effect<Statfs, SyscallError>
+  readonly unlink: (path: string) => Effect.Effect<void, SyscallError>
+  readonly close: (fd: number) => Effect.Effect<void, SyscallError>
+}
+
+/**
+ * @since 0.1.0
+ * @category tags
+ */
+export const Syscalls: Context.Tag<Syscalls, Syscalls> = Context.GenericTag<Syscalls>("effect-disk-storage/Syscalls")
+
+const notImplemented = (syscall: SyscallName) => () =>
+  Effect.fail(new SyscallError({ syscall, errno: errnos.ENOSYS, code: "ENOSYS" }))
+
+/**
+ * A kernel that knows only the calls given; every other one fails with `ENOSYS`. For tests of code that meets few calls;
+ * `SimulatedSyscalls` is a whole kernel.
+ *
+ * @since 0.1.0
+ * @category layers
+ */
+export const layerNoop = (calls: Partial<Omit<Syscalls, TypeId>>): Layer.Layer<Syscalls> =>
+  Layer.succeed(Syscalls, {
+    [TypeId]: TypeId,
+    flags: { O_RDWR: 0o2, O_CLOEXEC: 0o2_000_000, O_DIRECT: 0o40_000, O_NOFOLLOW: 0o400_000 },
+    mkdir: notImplemented("mkdir"),
+    mkostemp: notImplemented("mkostemp"),
+    open: notImplemented("open"),
+    fcntlGetFlags: notImplemented("fcntlGetFlags"),
+    fcntlSetFlags: notImplemented("fcntlSetFlags"),
+    ioctlGetFlags: notImplemented("ioctlGetFlags"),
+    ioctlSetFlags: notImplemented("ioctlSetFlags"),
+    fallocate: notImplemented("fallocate"),
+    ftruncate: notImplemented("ftruncate"),
+    pread: notImplemented("pread"),
+    pwrite: notImplemented("pwrite"),
+    fdatasync: notImplemented("fdatasync"),
+    statx: notImplemented("statx"),
+    fstatfs: notImplemented("fstatfs"),
+    unlink: notImplemented("unlink"),
+    close: notImplemented("close"),
+    ...calls
+  })

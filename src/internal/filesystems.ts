@@ -1,0 +1,44 @@
+/** What is known of filesystems by their magic number (`uapi/linux/magic.h`; the vendors' for zfs, lustre and gpfs). */
+import type { DirectIoState } from "../DiskStorage.js"
+import type { Statx } from "../Syscalls.js"
+
+export const BTRFS = 0x9123_683e
+const TMPFS = 0x0102_1994
+
+const names = new Map<number, string>([
+  [0xef53, "ext2/ext3/ext4"],
+  [0x5846_5342, "xfs"],
+  [BTRFS, "btrfs"],
+  [TMPFS, "tmpfs"],
+  [0x794c_7630, "overlay"],
+  [0x8584_58f6, "ramfs"],
+  [0x6969, "nfs"],
+  [0x6573_5546, "fuse"],
+  [0x2fc1_2fc1, "zfs"],
+  [0x0bd0_0bd0, "lustre"],
+  [0x4750_4653, "gpfs"]
+])
+
+export const filesystemName = (type: number): string => names.get(type) ?? `0x${type.toString(16)}`
+
+/** These rewrite an allocated block in place, always. btrfs does for a NOCOW file. */
+const rewritesInPlace = new Set<string>(["ext2/ext3/ext4", "xfs", "tmpfs"])
+
+export const overwritesMayRunOutOfSpace = (type: number, nocow: boolean): boolean =>
+  type === BTRFS ? !nocow : !rewritesInPlace.has(filesystemName(type))
+
+/** Whether I/O through a descriptor that has O_DIRECT is direct. The flag alone proves nothing: tmpfs takes it too. */
+export const directIoVerdict = (type: number, nocow: boolean, directIo: Statx["directIo"]): Omit<DirectIoState, "flag"> => {
+  if (directIo !== undefined) {
+    return directIo.offsetAlignment === 0
+      ? { verdict: "buffered", reason: "statx answers that this file has no direct I/O (data journaling, for example)" }
+      : { verdict: "direct", reason: "statx answers with an alignment for direct I/O" }
+  }
+  if (type === TMPFS) return { verdict: "buffered", reason: "tmpfs takes O_DIRECT and keeps everything in memory" }
+  if (type === BTRFS) {
+    return nocow
+      ? { verdict: "direct", reason: "btrfs, NOCOW file: no data checksums" }
+      : { verdict: "buffered", reason: "btrfs buffers writes while data checksums are on (no NOCOW)" }
+  }
+  return { verdict: "unknown", reason: `statx does not say on ${filesystemName(type)}` }
+}

@@ -1,0 +1,97 @@
+/**
+ * The seam under `Syscalls`: a kernel answers every call with a number, as Linux does (≥ 0, or −errno), and never fails.
+ * `fromKernel` makes the service of it, so that the retries and the errors are the same code over the real kernel and over the
+ * simulated one.
+ */
+import * as Effect from "effect/Effect"
+import { errnos, SyscallError, TypeId } from "../Syscalls.js"
+import type { OpenFlags, Statfs, Statx, SyscallName, Syscalls } from "../Syscalls.js"
+
+/** What a call fills in, as C does through a pointer. */
+export type Out<A> = { value?: A }
+
+export interface Kernel {
+  readonly flags: OpenFlags
+  readonly mkdir: (path: string, mode: number) => Effect.Effect<number>
+  readonly mkostemp: (prefix: string, flags: number, path: Out<string>) => Effect.Effect<number>
+  readonly open: (path: string, flags: number) => Effect.Effect<number>
+  readonly fcntlGetFlags: (fd: number) => Effect.Effect<number>
+  readonly fcntlSetFlags: (fd: number, flags: number) => Effect.Effect<number>
+  readonly ioctlGetFlags: (fd: number, flags: Out<number>) => Effect.Effect<number>
+  readonly ioctlSetFlags: (fd: number, flags: number) => Effect.Effect<number>
+  readonly fallocate: (fd: number, mode: number, offset: number, length: number) => Effect.Effect<number>
+  readonly ftruncate: (fd: number, length: number) => Effect.Effect<number>
+  readonly pread: (fd: number, into: Uint8Array, offset: number) => Effect.Effect<number>
+  readonly pwrite: (fd: number, from: Uint8Array, offset: number) => Effect.Effect<number>
+  readonly fdatasync: (fd: number) => Effect.Effect<number>
+  readonly statx: (fd: number, out: Out<Statx>) => Effect.Effect<number>
+  readonly fstatfs: (fd: number, out: Out<Statfs>) => Effect.Effect<number>
+  readonly unlink: (path: string) => Effect.Effect<number>
+  readonly close: (fd: number) => Effect.Effect<number>
+}
+
+/** Bound on retries of one call after EINTR; a signal storm that long is an answer too. */
+const maxRetries = 100
+
+const names = new Map<number, string>(Object.entries(errnos).map(([code, errno]) => [errno, code]))
+
+export const errnoCode = (errno: number): string => names.get(errno) ?? `E${errno}`
+
+type Target = { readonly path: string } | { readonly fd: number }
+
+const failure = (syscall: SyscallName, errno: number, target: Target) =>
+  new SyscallError({ syscall, errno, code: errnoCode(errno), ...target })
+
+/** One call: again after EINTR, a typed failure after any other error, the number otherwise. */
+const call = (
+  syscall: SyscallName,
+  target: Target,
+  attempt: Effect.Effect<number>,
+  retries = maxRetries
+): Effect.Effect<number, SyscallError> =>
+  Effect.flatMap(attempt, (result) => {
+    if (result >= 0) return Effect.succeed(result)
+    if (result === -errnos.EINTR && retries > 0) return call(syscall, target, attempt, retries - 1)
+    return Effect.fail(failure(syscall, -result, target))
+  })
+
+/** The same for a call with an out-parameter. A kernel that succeeds and fills nothing is a broken one: a defect. */
+const callOut = <A>(
+  syscall: SyscallName,
+  target: Target,
+  attempt: (out: Out<A>) => Effect.Effect<number>
+): Effect.Effect<{ readonly result: number; readonly value: A }, SyscallError> =>
+  Effect.suspend(() => {
+    const out: Out<A> = {}
+    return Effect.flatMap(call(syscall, target, attempt(out)), (result) =>
+      out.value === undefined
+        ? Effect.dieMessage(`${syscall} succeeded and filled nothing in`)
+        : Effect.succeed({ result, value: out.value }))
+  })
+
+export const fromKernel = (kernel: Kernel): Syscalls => ({
+  [TypeId]: TypeId,
+  flags: kernel.flags,
+  mkdir: (path, mode) => Effect.asVoid(call("mkdir", { path }, kernel.mkdir(path, mode))),
+  mkostemp: (prefix, flags) =>
+    Effect.map(
+      callOut<string>("mkostemp", { path: `${prefix}XXXXXX` }, (path) => kernel.mkostemp(prefix, flags, path)),
+      ({ result, value }) => ({ fd: result, path: value })
+    ),
+  open: (path, flags) => call("open", { path }, kernel.open(path, flags)),
+  fcntlGetFlags: (fd) => call("fcntlGetFlags", { fd }, kernel.fcntlGetFlags(fd)),
+  fcntlSetFlags: (fd, flags) => Effect.asVoid(call("fcntlSetFlags", { fd }, kernel.fcntlSetFlags(fd, flags))),
+  ioctlGetFlags: (fd) =>
+    Effect.map(callOut<number>("ioctlGetFlags", { fd }, (flags) => kernel.ioctlGetFlags(fd, flags)), (out) => out.value),
+  ioctlSetFlags: (fd, flags) => Effect.asVoid(call("ioctlSetFlags", { fd }, kernel.ioctlSetFlags(fd, flags))),
+  fallocate: (fd, mode, offset, length) =>
+    Effect.asVoid(call("fallocate", { fd }, kernel.fallocate(fd, mode, offset, length))),
+  ftruncate: (fd, length) => Effect.asVoid(call("ftruncate", { fd }, kernel.ftruncate(fd, length))),
+  pread: (fd, into, offset) => call("pread", { fd }, kernel.pread(fd, into, offset)),
+  pwrite: (fd, from, offset) => call("pwrite", { fd }, kernel.pwrite(fd, from, offset)),
+  fdatasync: (fd) => Effect.asVoid(call("fdatasync", { fd }, kernel.fdatasync(fd))),
+  statx: (fd) => Effect.map(callOut<Statx>("statx", { fd }, (out) => kernel.statx(fd, out)), (out) => out.value),
+  fstatfs: (fd) => Effect.map(callOut<Statfs>("fstatfs", { fd }, (out) => kernel.fstatfs(fd, out)), (out) => out.value),
+  unlink: (path) => Effect.asVoid(call("unlink", { path }, kernel.unlink(path))),
+  close: (fd) => Effect.asVoid(call("close", { fd }, kernel.close(fd), 0))
+})

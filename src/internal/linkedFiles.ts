@@ -1,0 +1,64 @@
+/**
+ * The files that this process has created and not yet unlinked, and the one `process.on("exit")` listener that unlinks them
+ * when no finalizer runs any more (an uncaught exception, `process.exit`, a second signal). The listener exists while there is
+ * a file for it.
+ */
+import { unlinkSync } from "node:fs"
+
+/** How long an exit waits for a file whose creation is still under way on another thread. */
+const creationWaitMillis = 1000
+
+const linked = new Set<string>()
+/** Templates that a thread is filling in: bytes of a path, ending in NUL. */
+const creating = new Set<Uint8Array>()
+
+const listen = () => {
+  if (linked.size + creating.size === 0) process.removeListener("exit", unlinkAll)
+  else if (!process.listeners("exit").includes(unlinkAll)) process.on("exit", unlinkAll)
+}
+
+const unlinked = (path: string): boolean => {
+  try {
+    unlinkSync(path)
+    return true
+  } catch {
+    // Gone already, or beyond help: the process is ending and there is nobody left to tell.
+    return false
+  }
+}
+
+export const templatePath = (template: Uint8Array): string => new TextDecoder().decode(template.subarray(0, -1))
+
+/** Unlinks everything now, synchronously. */
+export const unlinkAll = (): void => {
+  linked.forEach(unlinked)
+  linked.clear()
+  // mkostemp writes the name into the template and then creates the file, on a thread that goes on while this one exits.
+  const pause = new Int32Array(new SharedArrayBuffer(4))
+  for (let waited = 0; creating.size > 0 && waited < creationWaitMillis; waited++) {
+    for (const template of creating) {
+      if (unlinked(templatePath(template))) creating.delete(template)
+    }
+    if (creating.size > 0) Atomics.wait(pause, 0, 0, 1)
+  }
+  creating.clear()
+}
+
+/** Before mkostemp is called with `template`. */
+export const begin = (template: Uint8Array): void => {
+  creating.add(template)
+  listen()
+}
+
+/** When it has answered: `created` is whether the file exists. */
+export const end = (template: Uint8Array, created: boolean): void => {
+  creating.delete(template)
+  if (created) linked.add(templatePath(template))
+  listen()
+}
+
+/** When the name is gone. */
+export const forget = (path: string): void => {
+  linked.delete(path)
+  listen()
+}

@@ -1,0 +1,304 @@
+/** The temp file: created, given O_DIRECT, measured and allocated by the steps below, in this order; unlinked and closed by one release. */
+import * as Arr from "effect/Array"
+import * as Effect from "effect/Effect"
+import * as AlignedBuffer from "../AlignedBuffer.js"
+import type { Alignment, Allocation, DirectIoState } from "../DiskStorage.js"
+import type { AcquireError, BufferUnavailable, ReleaseFailed } from "../DiskStorageError.js"
+import { AllocationFailed, CreateFailed, DirectIoRefused, DirectoryUnusable, FileReplaced, OutOfSpace } from "../DiskStorageError.js"
+import type { IoEngine } from "../IoEngine.js"
+import type { SyscallError, Syscalls } from "../Syscalls.js"
+import { errnos, FS_NOCOW_FL } from "../Syscalls.js"
+import { BTRFS, directIoVerdict, filesystemName, overwritesMayRunOutOfSpace } from "./filesystems.js"
+import type { ResolvedOptions } from "./options.js"
+import { ProgressListener } from "./progress.js"
+
+/** Unlike the Rust original's `dynamo-kvbm-disk-cache-`, whose live files must never be taken for ours. */
+const namePrefix = "dynamo-kvbm-disk-cache-eds-"
+
+/** The Rust original's: what one zero-fill write takes, and how long an interruption of one waits. */
+const zeroFillBytes = 16 * 1024 * 1024
+
+export type ReleaseFailure = ReleaseFailed["failures"][number]
+
+/** What there is to undo. `fds` holds a second descriptor only while the file is being reopened. */
+export interface TemporaryFile {
+  readonly path: string
+  readonly fds: Array<number>
+  linked: boolean
+}
+
+/** What was found out about the file and done to it. */
+export interface Prepared {
+  readonly fd: number
+  readonly filesystem: { readonly type: number; readonly name: string }
+  readonly directIo: DirectIoState
+  readonly alignment: Alignment
+  readonly allocation: Allocation
+}
+
+const is = (...codes: ReadonlyArray<keyof typeof errnos>) => {
+  const numbers = codes.map((code): number => errnos[code])
+  return (error: SyscallError) => numbers.includes(error.errno)
+}
+
+const isDirectoryAtFault = is("ENOENT", "ENOTDIR", "EACCES", "EPERM", "EROFS", "ENAMETOOLONG", "ELOOP")
+const isNoRoom = is("ENOSPC", "EDQUOT", "EFBIG")
+const isUnsupported = is("EOPNOTSUPP", "ENOSYS")
+/** How the kernel says no to O_DIRECT. */
+const isDirectIoRefused = is("EINVAL", "EOPNOTSUPP")
+/** How filesystems and the missing right say no to an inode flag. */
+const isFlagRefused = is("EOPNOTSUPP", "ENOTTY", "EINVAL", "EPERM", "EACCES")
+
+const failedAt = (step: CreateFailed["step"], path: string) => (cause: SyscallError) =>
+  new CreateFailed({ step, path, cause })
+
+const creationFailed = (step: CreateFailed["step"], directory: string, path: string) => (cause: SyscallError) =>
+  isDirectoryAtFault(cause) ? new DirectoryUnusable({ directory, cause }) : new CreateFailed({ step, path, cause })
+
+const makePath = (syscalls: Syscalls, directory: string): Effect.Effect<void, SyscallError> => {
+  const trimmed = directory.replace(/\/+$/, "")
+  const slash = trimmed.lastIndexOf("/")
+  const mkdir = Effect.catchIf(syscalls.mkdir(directory, 0o700), is("EEXIST"), () => Effect.void)
+  return slash <= 0
+    ? mkdir
+    : Effect.catchIf(mkdir, is("ENOENT"), () => Effect.zipRight(makePath(syscalls, trimmed.slice(0, slash)), mkdir))
+}
+
+/** `mkdir -p`, mode 0700. What exists already need not be a directory: `create` tells. What is made stays. */
+export const makeDirectory = (
+  syscalls: Syscalls,
+  directory: string
+): Effect.Effect<void, DirectoryUnusable | CreateFailed> =>
+  Effect.mapError(makePath(syscalls, directory), creationFailed("create directory", directory, directory))
+
+/** The only step that makes something to undo; whatever the file gathers later, `release` takes care of. */
+export const create = (
+  syscalls: Syscalls,
+  directory: string
+): Effect.Effect<TemporaryFile, DirectoryUnusable | CreateFailed> => {
+  const prefix = `${directory.replace(/\/+$/, "")}/${namePrefix}`
+  return syscalls.mkostemp(prefix, syscalls.flags.O_CLOEXEC).pipe(
+    Effect.mapError(creationFailed("create file", directory, `${prefix}XXXXXX`)),
+    Effect.map(({ fd, path }): TemporaryFile => ({ path, fds: [fd], linked: true }))
+  )
+}
+
+export const unlink = (syscalls: Syscalls, file: TemporaryFile): Effect.Effect<void, SyscallError> =>
+  Effect.uninterruptible(
+    syscalls.unlink(file.path).pipe(
+      Effect.catchIf(is("ENOENT"), () => Effect.logWarning(`${file.path} was removed by somebody else`)),
+      Effect.tap(() => {
+        file.linked = false
+      })
+    )
+  )
+
+/** Unlinks, then closes; a step that fails is told in `failures` and skips nothing. */
+export const release = (
+  syscalls: Syscalls,
+  file: TemporaryFile,
+  failures: Array<ReleaseFailure>
+): Effect.Effect<void> =>
+  Effect.gen(function*() {
+    const report = (step: "unlink" | "close") => (cause: SyscallError) => Effect.sync(() => failures.push({ step, cause }))
+    if (file.linked) yield* Effect.catchAll(unlink(syscalls, file), report("unlink"))
+    for (const fd of file.fds.splice(0)) yield* Effect.catchAll(syscalls.close(fd), report("close"))
+  })
+
+/** The file again, with O_DIRECT: a filesystem that ignores F_SETFL takes it here. False when it is refused. */
+const reopen = (
+  syscalls: Syscalls,
+  file: TemporaryFile,
+  created: number
+): Effect.Effect<{ readonly fd: number; readonly refused?: SyscallError }, CreateFailed | FileReplaced> =>
+  Effect.uninterruptible(Effect.gen(function*() {
+    const { O_CLOEXEC, O_DIRECT, O_NOFOLLOW, O_RDWR } = syscalls.flags
+    const opened = yield* Effect.either(syscalls.open(file.path, O_RDWR | O_DIRECT | O_NOFOLLOW | O_CLOEXEC))
+    if (opened._tag === "Left") {
+      if (isDirectIoRefused(opened.left)) return { fd: created, refused: opened.left }
+      return yield* failedAt("reopen", file.path)(opened.left)
+    }
+    const fd = opened.right
+    file.fds.push(fd)
+    const [before, after] = yield* Effect.mapError(
+      Effect.all([syscalls.statx(created), syscalls.statx(fd)]),
+      failedAt("reopen", file.path)
+    )
+    const same = before.inode === after.inode && before.deviceMajor === after.deviceMajor &&
+      before.deviceMinor === after.deviceMinor
+    if (!same) {
+      // The name is somebody else's now, and not ours to remove.
+      file.linked = false
+      return yield* new FileReplaced({ path: file.path })
+    }
+    file.fds.splice(file.fds.indexOf(created), 1)
+    yield* Effect.mapError(syscalls.close(created), failedAt("reopen", file.path))
+    return { fd }
+  }))
+
+/** On btrfs copy-on-write makes preallocation worthless and I/O buffered; an empty file can be taken out of it. */
+const disableCopyOnWrite = (syscalls: Syscalls, file: TemporaryFile, fd: number): Effect.Effect<boolean, CreateFailed> =>
+  syscalls.ioctlGetFlags(fd).pipe(
+    Effect.flatMap((flags) => syscalls.ioctlSetFlags(fd, flags | FS_NOCOW_FL)),
+    Effect.as(true),
+    Effect.catchIf(isFlagRefused, (cause) =>
+      Effect.logWarning("copy-on-write stays on: I/O is buffered, and overwrites may run out of space").pipe(
+        Effect.annotateLogs({ path: file.path, cause: cause.message }),
+        Effect.as(false)
+      )),
+    Effect.mapError(failedAt("inspect", file.path))
+  )
+
+/** Sets O_DIRECT where `open` has not, and reads it back: the flag, or why it is not there. */
+const setDirect = (
+  syscalls: Syscalls,
+  options: ResolvedOptions,
+  file: TemporaryFile,
+  fd: number,
+  refusedAtOpen: SyscallError | undefined
+): Effect.Effect<{ readonly flag: boolean; readonly refused?: SyscallError }, CreateFailed> =>
+  Effect.gen(function*() {
+    if (options.directIo === "disabled") return { flag: false }
+    if (refusedAtOpen !== undefined) return { flag: false, refused: refusedAtOpen }
+    const { O_DIRECT } = syscalls.flags
+    if (options.openStrategy === "default") {
+      const flags = yield* syscalls.fcntlGetFlags(fd)
+      const set = yield* Effect.either(syscalls.fcntlSetFlags(fd, flags | O_DIRECT))
+      if (set._tag === "Left") {
+        return isDirectIoRefused(set.left) ? { flag: false, refused: set.left } : yield* set.left
+      }
+    }
+    const flags = yield* syscalls.fcntlGetFlags(fd)
+    return { flag: (flags & O_DIRECT) !== 0 }
+  }).pipe(Effect.mapError(failedAt("set O_DIRECT", file.path)))
+
+/** Zeros over the whole file, from one buffer, one write at a time: interruptible between them. */
+const zeroFill = (
+  engine: IoEngine,
+  file: TemporaryFile,
+  fd: number,
+  length: number,
+  alignment: Alignment
+): Effect.Effect<void, OutOfSpace | AllocationFailed | BufferUnavailable> =>
+  Effect.gen(function*() {
+    const tell = yield* ProgressListener
+    const { path } = file
+    const method = "zero-fill"
+    const zeros = yield* AlignedBuffer.make(Math.min(length, zeroFillBytes))
+    for (let offset = 0; offset < length; offset += zeros.byteLength) {
+      const bytes = zeros.bytes.subarray(0, Math.min(zeros.byteLength, length - offset))
+      yield* Effect.mapError(engine.write(fd, bytes, offset, alignment.offset), ({ bytesDone, cause }) =>
+        cause !== undefined && isNoRoom(cause)
+          ? new OutOfSpace({ path, method, needed: length, cause })
+          : new AllocationFailed({ path, method, offset: offset + bytesDone, alignment: AlignedBuffer.pageSize, cause }))
+      yield* tell({ step: method, path, done: offset + bytes.byteLength, total: length })
+    }
+    yield* Effect.mapError(engine.sync(fd), ({ cause }) =>
+      cause !== undefined && isNoRoom(cause)
+        ? new OutOfSpace({ path, method, needed: length, cause })
+        : new AllocationFailed({ path, method, offset: length, cause }))
+  })
+
+const allocate = (
+  syscalls: Syscalls,
+  engine: IoEngine,
+  options: ResolvedOptions,
+  file: TemporaryFile,
+  fd: number,
+  length: number,
+  alignment: Alignment
+): Effect.Effect<Allocation["method"], OutOfSpace | AllocationFailed | BufferUnavailable> => {
+  const { path } = file
+  const failed = (method: Allocation["method"]) => (cause: SyscallError) =>
+    isNoRoom(cause)
+      ? new OutOfSpace({ path, method, needed: length, cause })
+      : new AllocationFailed({ path, method, cause })
+  const truncate = Effect.logWarning(
+    "this filesystem has no fallocate: the file is sparse, and writes may run out of space later. " +
+      "DYN_KVBM_DISK_ZEROFILL_FALLBACK=true (option fallback: \"zero-fill\") fills it now, which takes longer."
+  ).pipe(
+    Effect.annotateLogs({ path }),
+    Effect.zipRight(Effect.mapError(syscalls.ftruncate(fd, length), failed("truncate"))),
+    Effect.as("truncate" as const)
+  )
+  const fill = Effect.logInfo("this filesystem has no fallocate: writing zeros over the whole file").pipe(
+    Effect.annotateLogs({ path, bytes: length }),
+    Effect.zipRight(zeroFill(engine, file, fd, length, alignment)),
+    Effect.as("zero-fill" as const)
+  )
+  return Effect.matchEffect(syscalls.fallocate(fd, 0, 0, length), {
+    onSuccess: () => Effect.succeed("fallocate" as const),
+    onFailure: (cause): Effect.Effect<Allocation["method"], OutOfSpace | AllocationFailed | BufferUnavailable> =>
+      !isUnsupported(cause)
+        ? Effect.fail(failed("fallocate")(cause))
+        : options.fallback === "zero-fill"
+        ? fill
+        : truncate
+  })
+}
+
+/** From a created file to one that can be used; plain steps, interruptible, undone by the release of `create`. */
+export const prepare = (
+  syscalls: Syscalls,
+  engine: IoEngine,
+  options: ResolvedOptions,
+  file: TemporaryFile
+): Effect.Effect<Prepared, AcquireError> =>
+  Effect.gen(function*() {
+    const { path } = file
+    const created = Arr.unsafeGet(file.fds, 0)
+    const opened = options.openStrategy === "open-direct" && options.directIo !== "disabled"
+      ? yield* reopen(syscalls, file, created)
+      : { fd: created, refused: undefined }
+    const { fd } = opened
+    if (options.earlyUnlink) yield* Effect.mapError(unlink(syscalls, file), failedAt("early unlink", path))
+
+    const { blockSize, type } = yield* Effect.mapError(syscalls.fstatfs(fd), failedAt("inspect", path))
+    const filesystem = { type, name: filesystemName(type) }
+    const nocow = type === BTRFS && (yield* disableCopyOnWrite(syscalls, file, fd))
+
+    const direct = yield* setDirect(syscalls, options, file, fd, opened.refused)
+    if (!direct.flag && options.directIo !== "disabled") {
+      const refused = new DirectIoRefused({
+        path,
+        filesystem: filesystem.name,
+        openStrategy: options.openStrategy,
+        cause: direct.refused
+      })
+      if (options.directIo === "required") return yield* refused
+      yield* Effect.logWarning("I/O is buffered", refused)
+    }
+
+    const answered = (yield* Effect.mapError(syscalls.statx(fd), failedAt("inspect", path))).directIo
+    const directIo: DirectIoState = direct.flag
+      ? { flag: true, ...directIoVerdict(type, nocow, answered) }
+      : {
+        flag: false,
+        verdict: "buffered",
+        reason: options.directIo === "disabled" ? "O_DIRECT was not asked for" : "O_DIRECT was refused"
+      }
+    // A page satisfies every filesystem that takes the flag and does not say what it wants; btrfs wants its own block.
+    const unanswered = type === BTRFS ? Math.max(AlignedBuffer.pageSize, blockSize) : AlignedBuffer.pageSize
+    const offset = direct.flag ? answered?.offsetAlignment || unanswered : 1
+    const alignment = { memory: direct.flag ? answered?.memoryAlignment || unanswered : 1, offset, length: offset }
+
+    // Whole pages, so that an aligned write of the last one neither grows nor fails; what is above `size` is padding.
+    const unit = Math.max(AlignedBuffer.pageSize, offset)
+    const length = Math.ceil(options.size / unit) * unit
+    const method = yield* allocate(syscalls, engine, options, file, fd, length, alignment)
+    const allocation = {
+      method,
+      overwritesMayRunOutOfSpace: method === "truncate" || overwritesMayRunOutOfSpace(type, nocow)
+    }
+    yield* Effect.logDebug("disk storage acquired").pipe(
+      Effect.annotateLogs({
+        path,
+        bytes: length,
+        filesystem: filesystem.name,
+        allocation: method,
+        directIo: `${directIo.verdict}: ${directIo.reason}`,
+        alignment: offset
+      })
+    )
+    return { fd, filesystem, directIo, alignment, allocation }
+  })
