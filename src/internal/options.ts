@@ -19,7 +19,7 @@ export interface ResolvedOptions {
 export const defaultDirectory = "/tmp/"
 
 /** `offset`, `length` and `size` may be this large: what both a JavaScript number and an `off_t` can hold, on whole pages. */
-const maxSize = Number.MAX_SAFE_INTEGER - (Number.MAX_SAFE_INTEGER % 65_536)
+export const maxSize = Number.MAX_SAFE_INTEGER - (Number.MAX_SAFE_INTEGER % 65_536)
 
 const oneOf = <const A extends string>(option: string, values: ReadonlyArray<A>, value: A | undefined, fallback: A) =>
   value === undefined

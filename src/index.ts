@@ -1,0 +1,40 @@
+/**
+ * @since 0.1.0
+ */
+
+/**
+ * @since 0.1.0
+ */
+export * as AlignedBuffer from "./AlignedBuffer.js"
+/**
+ * @since 0.1.0
+ */
+export * as DiskAllocator from "./DiskAllocator.js"
+/**
+ * @since 0.1.0
+ */
+export * as DiskStorage from "./DiskStorage.js"
+/**
+ * @since 0.1.0
+ */
+export * as DiskStorageConfig from "./DiskStorageConfig.js"
+/**
+ * @since 0.1.0
+ */
+export * as DiskStorageError from "./DiskStorageError.js"
+/**
+ * @since 0.1.0
+ */
+export * as IoEngine from "./IoEngine.js"
+/**
+ * @since 0.1.0
+ */
+export * as Linux from "./Linux.js"
+/**
+ * @since 0.1.0
+ */
+export * as LinuxSyscalls from "./LinuxSyscalls.js"
+/**
+ * @since 0.1.0
+ */
+export * as Syscalls from "./Syscalls.js"
