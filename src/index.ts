@@ -37,4 +37,12 @@ export * as LinuxSyscalls from "./LinuxSyscalls.js"
 /**
  * @since 0.1.0
  */
+export * as ProcessRuntime from "./ProcessRuntime.js"
+/**
+ * @since 0.1.0
+ */
+export * as SimulatedSyscalls from "./SimulatedSyscalls.js"
+/**
+ * @since 0.1.0
+ */
 export * as Syscalls from "./Syscalls.js"

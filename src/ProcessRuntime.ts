@@ -1,0 +1,71 @@
+/**
+ * The edge of a program that holds storages: runs its main effect and turns signals into a release.
+ *
+ * @since 0.1.0
+ */
+import { makeRunMain } from "@effect/platform/Runtime"
+import type { RunMain } from "@effect/platform/Runtime"
+import * as Exit from "effect/Exit"
+import { constVoid } from "effect/Function"
+import { unlinkAll } from "./internal/linkedFiles.js"
+
+/** By number (`signal(7)`), for the exit code 128 + number. */
+const signals = { SIGHUP: 1, SIGINT: 2, SIGTERM: 15 } as const
+
+type Signal = keyof typeof signals
+
+/** Signals that follow the first one this closely (milliseconds) are the same press, delivered again. */
+const samePressMillis = 1000
+
+/**
+ * Runs `effect` as the program, like `NodeRuntime.runMain`, and lets a slow release finish:
+ *
+ * - SIGINT, SIGTERM and SIGHUP interrupt `effect`, whose scopes release their storages; then the process exits with
+ *   128 + the signal's number. The handlers stay installed until then: a runner that takes its handlers away with the first signal
+ *   is killed by the second, in the middle of the release.
+ * - `npm start` delivers Ctrl-C twice: the terminal signals the whole group, and npm forwards what it got. What comes within a
+ *   second of the first signal is therefore ignored.
+ * - A signal after that second means it: files that are still linked are unlinked at once, synchronously, and the process dies by
+ *   that signal.
+ * - After SIGHUP the terminal is gone, and errors of writing to it are ignored.
+ *
+ * Without this helper (or one like it) a signal kills the process and leaves its files; an uncaught exception and `process.exit`
+ * do not, since `LinuxSyscalls` unlinks at 'exit'. Start programs with `exec node …` in an npm script: the shell that npm
+ * starts otherwise dies by SIGTERM and leaves node running.
+ *
+ * @since 0.1.0
+ * @category runtime
+ */
+export const runMain: RunMain = makeRunMain(({ fiber, teardown }) => {
+  // Nothing else need keep the process alive while the main fibre waits.
+  const keepAlive = setInterval(constVoid, 2 ** 31 - 1)
+  let first: { readonly signal: Signal; readonly at: number } | undefined
+
+  const onSignal = (signal: Signal) => {
+    if (first === undefined) {
+      first = { signal, at: performance.now() }
+      if (signal === "SIGHUP") [process.stdout, process.stderr].forEach((stream) => stream.on("error", constVoid))
+      fiber.unsafeInterruptAsFork(fiber.id())
+    } else if (performance.now() - first.at > samePressMillis) {
+      unlinkAll()
+      stopListening()
+      process.kill(process.pid, signal)
+    }
+  }
+  const handlers = [
+    ["SIGHUP", () => onSignal("SIGHUP")],
+    ["SIGINT", () => onSignal("SIGINT")],
+    ["SIGTERM", () => onSignal("SIGTERM")]
+  ] as const
+  const stopListening = () => handlers.forEach(([signal, handler]) => process.removeListener(signal, handler))
+  handlers.forEach(([signal, handler]) => process.on(signal, handler))
+
+  fiber.addObserver((exit) => {
+    clearInterval(keepAlive)
+    teardown(exit, (code) => {
+      if (first !== undefined && Exit.isInterrupted(exit)) process.exit(128 + signals[first.signal])
+      else if (first !== undefined || code !== 0) process.exit(code)
+      else stopListening()
+    })
+  })
+})

@@ -1,0 +1,170 @@
+/**
+ * An in-memory kernel, for tests of services that stand on a disk storage: it behaves like the filesystem it is told to be,
+ * fails, shortens and delays calls on schedule, interrupts fibres at chosen calls, writes a journal, and tells what leaked.
+ *
+ * @since 0.1.0
+ */
+import * as Context from "effect/Context"
+import type * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import type * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import { fromKernel } from "./internal/kernel.js"
+import * as internal from "./internal/simulatedKernel.js"
+import type { ErrnoCode, SyscallName } from "./Syscalls.js"
+import { Syscalls } from "./Syscalls.js"
+
+/**
+ * @since 0.1.0
+ * @category type ids
+ */
+export const TypeId: unique symbol = Symbol.for("effect-disk-storage/SimulatedKernel")
+
+/**
+ * @since 0.1.0
+ * @category type ids
+ */
+export type TypeId = typeof TypeId
+
+/**
+ * The filesystem that the kernel plays:
+ *
+ * - `ext4`: fallocate, direct I/O at 512 bytes.
+ * - `ext2`: no fallocate; direct I/O strictly at 4096 bytes (a disk with such sectors).
+ * - `lustre`: no fallocate, no answer from statx; direct I/O strictly at 4096 bytes of address, length and offset.
+ * - `btrfs`: copy-on-write unless the empty file was made NOCOW: overwrites then need new space.
+ * - `tmpfs`: takes O_DIRECT and means nothing by it.
+ * - `ramfs`: refuses O_DIRECT, and leaves the file behind when it is refused at creation; no fallocate.
+ * - `storageScale`: F_SETFL succeeds and is ignored; O_DIRECT works at open.
+ * - `dataJournal`: ext4 with `data=journal`: takes the flag, and statx answers 0/0.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Profile = "ext4" | "ext2" | "lustre" | "btrfs" | "tmpfs" | "ramfs" | "storageScale" | "dataJournal"
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface SimulatedOptions {
+  /** Default `ext4`. */
+  readonly profile?: Profile | undefined
+  /** Bytes that all files together may hold; default 1 GiB. */
+  readonly capacity?: number | undefined
+  /** How many descriptors may be open at once; default 1024. */
+  readonly maxFds?: number | undefined
+  /** Directories that exist from the start; default `/tmp`. */
+  readonly directories?: ReadonlyArray<string> | undefined
+  /** Empty regular files that exist from the start. */
+  readonly files?: ReadonlyArray<string> | undefined
+}
+
+/**
+ * What is to happen to one call: the `nth` (from 1) of `syscall`, or of all where there is no `syscall`, counted from the start of
+ * the kernel. `Fail`: it answers with an error and does nothing, except `close`, whose descriptor is gone even then. `Short`: a
+ * transfer moves at most `bytes`. `Late`: it answers after `duration` of the Clock.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Fault {
+  readonly syscall?: SyscallName | undefined
+  readonly nth: number
+  readonly outcome:
+    | { readonly _tag: "Fail"; readonly code: ErrnoCode }
+    | { readonly _tag: "Short"; readonly bytes: number }
+    | { readonly _tag: "Late"; readonly duration: Duration.DurationInput }
+}
+
+/**
+ * One call as it was made. `result` is what the kernel answered: a number, or the name of an error. `memory` is the power of two
+ * (bytes, at most 65536) that the address of a transfer's memory is known to be a multiple of.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface JournalEntry {
+  /** from 1, over all calls */
+  readonly call: number
+  readonly syscall: SyscallName
+  readonly path?: string | undefined
+  readonly fd?: number | undefined
+  readonly offset?: number | undefined
+  readonly length?: number | undefined
+  readonly memory?: number | undefined
+  readonly result: number | ErrnoCode
+}
+
+/**
+ * What is still there of what calls have made: open descriptors, linked files, bytes held by files. All empty and 0 when nothing
+ * leaked.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Leaks {
+  readonly fds: ReadonlyArray<number>
+  readonly files: ReadonlyArray<string>
+  readonly bytes: number
+}
+
+/**
+ * The control of a simulated kernel.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface SimulatedKernel {
+  readonly [TypeId]: TypeId
+  readonly inject: (fault: Fault) => Effect.Effect<void>
+  /**
+   * Interrupts `fiber` at call `call` (from 1, over all calls): before the call is made, while the kernel is at it, or right after it
+   * answered.
+   */
+  readonly interrupt: (
+    fiber: Fiber.RuntimeFiber<unknown, unknown>,
+    at: { readonly call: number; readonly when: "before" | "during" | "after" }
+  ) => Effect.Effect<void>
+  readonly journal: Effect.Effect<ReadonlyArray<JournalEntry>>
+  readonly leaks: Effect.Effect<Leaks>
+}
+
+/**
+ * @since 0.1.0
+ * @category tags
+ */
+export const SimulatedKernel: Context.Tag<SimulatedKernel, SimulatedKernel> = Context.GenericTag<SimulatedKernel>(
+  "effect-disk-storage/SimulatedKernel"
+)
+
+/**
+ * A kernel of its own for everything that shares this layer.
+ *
+ * @example
+ * ```ts
+ * import { DiskStorage, IoEngine, SimulatedSyscalls } from "effect-disk-storage"
+ * import * as Effect from "effect/Effect"
+ * import * as Layer from "effect/Layer"
+ *
+ * const Kernel = Layer.provideMerge(IoEngine.layerSyscalls, SimulatedSyscalls.layer({ profile: "lustre" }))
+ *
+ * const program = Effect.gen(function*() {
+ *   const kernel = yield* SimulatedSyscalls.SimulatedKernel
+ *   yield* kernel.inject({ syscall: "ftruncate", nth: 1, outcome: { _tag: "Fail", code: "ENOSPC" } })
+ *   const failure = yield* Effect.flip(Effect.scoped(DiskStorage.make({ size: 4096 })))
+ *   const { files } = yield* kernel.leaks
+ *   return [failure._tag, files] // OutOfSpace, []
+ * }).pipe(Effect.provide(Kernel))
+ * ```
+ *
+ * @since 0.1.0
+ * @category layers
+ */
+export const layer = (options: SimulatedOptions = {}): Layer.Layer<Syscalls | SimulatedKernel> =>
+  Layer.effectContext(Effect.sync(() => {
+    const { control, kernel } = internal.make(options)
+    return Context.make(Syscalls, fromKernel(kernel)).pipe(
+      Context.add(SimulatedKernel, { [TypeId]: TypeId, ...control })
+    )
+  }))

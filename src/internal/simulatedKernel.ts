@@ -1,0 +1,461 @@
+/** The in-memory kernel: inodes, names, descriptors and space, behind the same seam as the real one. */
+import type * as Duration from "effect/Duration"
+import * as Effect from "effect/Effect"
+import type * as Fiber from "effect/Fiber"
+import * as FiberId from "effect/FiberId"
+import { Buffer } from "node:buffer"
+import type {
+  Fault,
+  JournalEntry,
+  Leaks,
+  Profile,
+  SimulatedKernel,
+  SimulatedOptions
+} from "../SimulatedSyscalls.js"
+import type { ErrnoCode, OpenFlags, Statx, SyscallName } from "../Syscalls.js"
+import { errnos, FS_NOCOW_FL } from "../Syscalls.js"
+import type { Kernel } from "./kernel.js"
+import { addressAlignment } from "./slab.js"
+
+/** How a filesystem differs from the plainest one. */
+interface Filesystem {
+  readonly type: number
+  readonly fallocate: boolean
+  readonly setDirect: "taken" | "ignored" | "refused"
+  readonly openDirect: "taken" | "refused"
+  /** What statx answers. */
+  readonly directIo: Statx["directIo"]
+  /** What a direct transfer must be a multiple of, in bytes. */
+  readonly strict: { readonly memory: number; readonly offset: number }
+  /** How inode flags are taken: NOCOW too, all but NOCOW, or not at all. */
+  readonly inodeFlags: "nocow" | "no nocow" | "none"
+  readonly copyOnWrite: boolean
+}
+
+const any = { memory: 1, offset: 1 }
+
+const ext4: Filesystem = {
+  type: 0xef53,
+  fallocate: true,
+  setDirect: "taken",
+  openDirect: "taken",
+  directIo: { memoryAlignment: 512, offsetAlignment: 512 },
+  strict: { memory: 512, offset: 512 },
+  inodeFlags: "no nocow",
+  copyOnWrite: false
+}
+
+const filesystems: { readonly [name in Profile]: Filesystem } = {
+  ext4,
+  ext2: {
+    ...ext4,
+    fallocate: false,
+    directIo: { memoryAlignment: 512, offsetAlignment: 4096 },
+    strict: { memory: 512, offset: 4096 }
+  },
+  lustre: {
+    ...ext4,
+    type: 0x0bd0_0bd0,
+    fallocate: false,
+    directIo: undefined,
+    strict: { memory: 4096, offset: 4096 },
+    inodeFlags: "none"
+  },
+  btrfs: { ...ext4, type: 0x9123_683e, directIo: undefined, strict: any, inodeFlags: "nocow", copyOnWrite: true },
+  tmpfs: { ...ext4, type: 0x0102_1994, directIo: undefined, strict: any },
+  ramfs: {
+    ...ext4,
+    type: 0x8584_58f6,
+    fallocate: false,
+    setDirect: "refused",
+    openDirect: "refused",
+    directIo: undefined,
+    strict: any,
+    inodeFlags: "none"
+  },
+  storageScale: {
+    ...ext4,
+    type: 0x4750_4653,
+    setDirect: "ignored",
+    directIo: undefined,
+    inodeFlags: "none"
+  },
+  dataJournal: { ...ext4, directIo: { memoryAlignment: 0, offsetAlignment: 0 }, strict: any }
+}
+
+const flags: OpenFlags = { O_RDWR: 0x2, O_CLOEXEC: 0x8_0000, O_DIRECT: 0x4000, O_NOFOLLOW: 0x2_0000 }
+const O_ACCMODE = 0x3
+const O_WRONLY = 0x1
+
+const blockBytes = 4096
+/** ext4's limit with 4 KiB blocks. */
+const maxFileBytes = 16 * 1024 ** 4
+const nameMax = 255
+const pathMax = 4096
+const firstFd = 3
+
+const zeros = Buffer.alloc(blockBytes)
+
+interface File {
+  readonly inode: bigint
+  /** Allocated blocks by number; `undefined` reads as zeros. */
+  readonly blocks: Map<number, Uint8Array | undefined>
+  size: number
+  links: number
+  descriptors: number
+  inodeFlags: number
+}
+
+interface Description {
+  readonly file: File
+  flags: number
+}
+
+type Answer = number | ErrnoCode
+
+export const make = (options: SimulatedOptions): { readonly kernel: Kernel; readonly control: Omit<SimulatedKernel, symbol> } => {
+  const { capacity = 1024 ** 3, directories = ["/tmp"], files = [], maxFds = 1024, profile = "ext4" } = options
+  const filesystem = filesystems[profile]
+  const names = new Map<string, File | "directory">([["", "directory"]])
+  const initial = new Set<string>()
+  const descriptions = new Map<number, Description>()
+  let nextInode = 11n
+  let nextName = 0
+  let used = 0
+
+  // Paths: absolute, or from the root; "." and ".." as names.
+
+  const components = (path: string): Array<string> => {
+    const parts: Array<string> = []
+    for (const part of path.split("/")) {
+      if (part === "..") parts.pop()
+      else if (part !== "" && part !== ".") parts.push(part)
+    }
+    return parts
+  }
+
+  /** The canonical path of a name whose directory exists, or why there is none. */
+  const lookup = (path: string): { readonly path: string } | ErrnoCode => {
+    if (path === "") return "ENOENT"
+    if (Buffer.byteLength(path) >= pathMax) return "ENAMETOOLONG"
+    const parts = components(path)
+    let at = ""
+    for (const [index, part] of parts.entries()) {
+      const directory = names.get(at)
+      if (directory === undefined) return "ENOENT"
+      if (directory !== "directory") return "ENOTDIR"
+      if (Buffer.byteLength(part) > nameMax) return "ENAMETOOLONG"
+      at = `/${parts.slice(0, index + 1).join("/")}`
+    }
+    return { path: at }
+  }
+
+  const newFile = (): File => ({ inode: nextInode++, blocks: new Map(), size: 0, links: 1, descriptors: 0, inodeFlags: 0 })
+
+  for (const path of directories) {
+    const parts = components(path)
+    parts.forEach((_, index) => names.set(`/${parts.slice(0, index + 1).join("/")}`, "directory"))
+  }
+  for (const path of files) {
+    const canonical = `/${components(path).join("/")}`
+    names.set(canonical, newFile())
+    initial.add(canonical)
+  }
+
+  // Space
+
+  const free = () => capacity - used
+
+  const reserve = (file: File, block: number): boolean => {
+    if (file.blocks.has(block)) return true
+    if (free() < blockBytes) return false
+    file.blocks.set(block, undefined)
+    used += blockBytes
+    return true
+  }
+
+  const forget = (file: File) => {
+    if (file.links > 0 || file.descriptors > 0) return
+    used -= file.blocks.size * blockBytes
+    file.blocks.clear()
+  }
+
+  const openFile = (file: File, openFlags: number): Answer => {
+    if (descriptions.size >= maxFds) return "EMFILE"
+    let fd = firstFd
+    while (descriptions.has(fd)) fd++
+    file.descriptors += 1
+    descriptions.set(fd, { file, flags: openFlags & ~(flags.O_CLOEXEC | flags.O_NOFOLLOW) })
+    return fd
+  }
+
+  const withDescription = (fd: number, use: (description: Description) => Answer): Answer => {
+    const description = descriptions.get(fd)
+    return description === undefined ? "EBADF" : use(description)
+  }
+
+  const misaligned = ({ flags: held }: Description, bytes: Uint8Array, offset: number): boolean => {
+    const { strict } = filesystem
+    return (held & flags.O_DIRECT) !== 0 &&
+      (offset % strict.offset !== 0 || bytes.byteLength % strict.offset !== 0 || addressAlignment(bytes) < strict.memory)
+  }
+
+  const read = ({ file }: Description, into: Uint8Array, offset: number): Answer => {
+    const length = Math.max(0, Math.min(into.byteLength, file.size - offset))
+    for (let done = 0; done < length;) {
+      const at = offset + done
+      const within = at % blockBytes
+      const count = Math.min(blockBytes - within, length - done)
+      const block = file.blocks.get(Math.floor(at / blockBytes))
+      if (block === undefined) into.fill(0, done, done + count)
+      else into.set(block.subarray(within, within + count), done)
+      done += count
+    }
+    return length
+  }
+
+  const write = ({ file }: Description, from: Uint8Array, offset: number): Answer => {
+    const copyOnWrite = filesystem.copyOnWrite && (file.inodeFlags & FS_NOCOW_FL) === 0
+    let done = 0
+    while (done < from.byteLength) {
+      const at = offset + done
+      const number = Math.floor(at / blockBytes)
+      const within = at % blockBytes
+      const count = Math.min(blockBytes - within, from.byteLength - done)
+      // Copy-on-write writes the new block before it gives the old one back.
+      if (copyOnWrite ? free() < blockBytes : !reserve(file, number)) break
+      if (copyOnWrite) reserve(file, number)
+      const bytes = from.subarray(done, done + count)
+      const block = file.blocks.get(number)
+      if (block !== undefined) block.set(bytes, within)
+      else if (!zeros.subarray(0, count).equals(bytes)) {
+        const fresh = new Uint8Array(blockBytes)
+        fresh.set(bytes, within)
+        file.blocks.set(number, fresh)
+      }
+      done += count
+    }
+    file.size = Math.max(file.size, offset + done)
+    return done === 0 && from.byteLength > 0 ? "ENOSPC" : done
+  }
+
+  // Faults, interruptions, journal
+
+  const faults: Array<Fault> = []
+  const interruptions: Array<{
+    readonly fiber: Fiber.RuntimeFiber<unknown, unknown>
+    readonly call: number
+    readonly when: "before" | "during" | "after"
+  }> = []
+  const journal: Array<JournalEntry> = []
+  const counts = new Map<SyscallName, number>()
+  let calls = 0
+
+  /** Interrupts who is to be interrupted here, and lets the interruption arrive. */
+  const interrupt = (call: number, when: "before" | "during" | "after"): Effect.Effect<void> => {
+    const due = interruptions.filter((interruption) => interruption.call === call && interruption.when === when)
+    if (due.length === 0) return Effect.void
+    return Effect.zipRight(
+      Effect.sync(() => due.forEach(({ fiber }) => fiber.unsafeInterruptAsFork(FiberId.none))),
+      Effect.yieldNow()
+    )
+  }
+
+  /** One call: `run` answers it, given the most bytes that it may move. */
+  const perform = (
+    syscall: SyscallName,
+    details: Pick<JournalEntry, "path" | "fd" | "offset" | "length" | "memory">,
+    run: (most: number) => Answer
+  ): Effect.Effect<number> =>
+    Effect.suspend(() => {
+      const call = ++calls
+      const nth = (counts.get(syscall) ?? 0) + 1
+      counts.set(syscall, nth)
+      const due = faults.filter((fault) => fault.syscall === undefined ? fault.nth === call : fault.syscall === syscall && fault.nth === nth)
+      let failure: ErrnoCode | undefined
+      let most = Infinity
+      let late: Duration.DurationInput | undefined
+      for (const { outcome } of due) {
+        if (outcome._tag === "Fail") failure = outcome.code
+        else if (outcome._tag === "Short") most = outcome.bytes
+        else late = outcome.duration
+      }
+      const answer = Effect.sync(() => {
+        // Linux frees the descriptor of a close that fails.
+        const done = failure === undefined || (syscall === "close" && failure !== "EBADF") ? run(most) : failure
+        const result = failure ?? done
+        const code = typeof result === "string" ? -errnos[result] : result
+        journal.push({ call, syscall, ...details, result })
+        return code
+      })
+      return interrupt(call, "before").pipe(
+        Effect.zipRight(Effect.uninterruptible(
+          interrupt(call, "during").pipe(
+            Effect.zipRight(late === undefined ? Effect.void : Effect.sleep(late)),
+            Effect.zipRight(answer)
+          )
+        )),
+        Effect.zipLeft(interrupt(call, "after"))
+      )
+    })
+
+  const create = (prefix: string, openFlags: number, path: { value?: string }): Answer => {
+    const name = lookup(`${prefix}${(nextName++).toString(36).padStart(6, "0")}`)
+    if (typeof name === "string") return name
+    if (descriptions.size >= maxFds) return "EMFILE"
+    const file = newFile()
+    names.set(name.path, file)
+    path.value = name.path
+    if ((openFlags & flags.O_DIRECT) !== 0 && filesystem.openDirect === "refused") return "EINVAL"
+    return openFile(file, openFlags | flags.O_RDWR)
+  }
+
+  const kernel: Kernel = {
+    flags,
+    mkdir: (path) =>
+      perform("mkdir", { path }, () => {
+        const name = lookup(path)
+        if (typeof name === "string") return name
+        if (names.has(name.path)) return "EEXIST"
+        names.set(name.path, "directory")
+        return 0
+      }),
+    mkostemp: (prefix, openFlags, path) =>
+      perform("mkostemp", { path: prefix }, () => create(prefix, openFlags, path)),
+    open: (path, openFlags) =>
+      perform("open", { path }, () => {
+        const name = lookup(path)
+        if (typeof name === "string") return name
+        const file = names.get(name.path)
+        if (file === undefined) return "ENOENT"
+        if (file === "directory") return "EISDIR"
+        if ((openFlags & flags.O_DIRECT) !== 0 && filesystem.openDirect === "refused") return "EINVAL"
+        return openFile(file, openFlags)
+      }),
+    fcntlGetFlags: (fd) => perform("fcntlGetFlags", { fd }, () => withDescription(fd, (description) => description.flags)),
+    fcntlSetFlags: (fd, newFlags) =>
+      perform("fcntlSetFlags", { fd }, () =>
+        withDescription(fd, (description) => {
+          if ((newFlags & flags.O_DIRECT) !== 0 && filesystem.setDirect === "refused") return "EINVAL"
+          if (filesystem.setDirect !== "ignored") {
+            description.flags = (description.flags & ~flags.O_DIRECT) | (newFlags & flags.O_DIRECT)
+          }
+          return 0
+        })),
+    ioctlGetFlags: (fd, out) =>
+      perform("ioctlGetFlags", { fd }, () =>
+        withDescription(fd, ({ file }) => {
+          if (filesystem.inodeFlags === "none") return "ENOTTY"
+          out.value = file.inodeFlags
+          return 0
+        })),
+    ioctlSetFlags: (fd, inodeFlags) =>
+      perform("ioctlSetFlags", { fd }, () =>
+        withDescription(fd, ({ file }) => {
+          if (filesystem.inodeFlags === "none") return "ENOTTY"
+          if ((inodeFlags & FS_NOCOW_FL) !== 0 && filesystem.inodeFlags === "no nocow") return "EOPNOTSUPP"
+          // btrfs says yes and does nothing once there is data.
+          if (file.size === 0) file.inodeFlags = inodeFlags
+          return 0
+        })),
+    fallocate: (fd, mode, offset, length) =>
+      perform("fallocate", { fd, offset, length }, () =>
+        withDescription(fd, ({ file }) => {
+          if (offset < 0 || length <= 0) return "EINVAL"
+          if (!filesystem.fallocate || mode !== 0) return "EOPNOTSUPP"
+          if (offset + length > maxFileBytes) return "EFBIG"
+          const last = Math.ceil((offset + length) / blockBytes)
+          for (let block = Math.floor(offset / blockBytes); block < last; block++) {
+            if (!reserve(file, block)) return "ENOSPC"
+          }
+          file.size = Math.max(file.size, offset + length)
+          return 0
+        })),
+    ftruncate: (fd, length) =>
+      perform("ftruncate", { fd, length }, () =>
+        withDescription(fd, ({ file }) => {
+          if (length < 0) return "EINVAL"
+          if (length > maxFileBytes) return "EFBIG"
+          for (const [block, bytes] of file.blocks) {
+            if (block * blockBytes >= length) {
+              file.blocks.delete(block)
+              used -= blockBytes
+            } else bytes?.fill(0, Math.min(blockBytes, length - block * blockBytes))
+          }
+          file.size = length
+          return 0
+        })),
+    pread: (fd, into, offset) =>
+      perform("pread", { fd, offset, length: into.byteLength, memory: addressAlignment(into) }, (most) =>
+        withDescription(fd, (description) => {
+          if ((description.flags & O_ACCMODE) === O_WRONLY) return "EBADF"
+          if (offset < 0 || misaligned(description, into, offset)) return "EINVAL"
+          return read(description, into.subarray(0, Math.min(most, into.byteLength)), offset)
+        })),
+    pwrite: (fd, from, offset) =>
+      perform("pwrite", { fd, offset, length: from.byteLength, memory: addressAlignment(from) }, (most) =>
+        withDescription(fd, (description) => {
+          if ((description.flags & O_ACCMODE) === 0) return "EBADF"
+          if (offset < 0 || misaligned(description, from, offset)) return "EINVAL"
+          if (offset + from.byteLength > maxFileBytes) return "EFBIG"
+          return write(description, from.subarray(0, Math.min(most, from.byteLength)), offset)
+        })),
+    fdatasync: (fd) => perform("fdatasync", { fd }, () => withDescription(fd, () => 0)),
+    statx: (fd, out) =>
+      perform("statx", { fd }, () =>
+        withDescription(fd, ({ file }) => {
+          out.value = {
+            deviceMajor: 8,
+            deviceMinor: 1,
+            inode: file.inode,
+            links: file.links,
+            size: file.size,
+            allocated: file.blocks.size * blockBytes,
+            directIo: filesystem.directIo
+          }
+          return 0
+        })),
+    fstatfs: (fd, out) =>
+      perform("fstatfs", { fd }, () =>
+        withDescription(fd, () => {
+          out.value = { type: filesystem.type, blockSize: blockBytes, total: capacity, free: free(), available: free() }
+          return 0
+        })),
+    unlink: (path) =>
+      perform("unlink", { path }, () => {
+        const name = lookup(path)
+        if (typeof name === "string") return name
+        const file = names.get(name.path)
+        if (file === undefined) return "ENOENT"
+        if (file === "directory") return "EISDIR"
+        names.delete(name.path)
+        file.links -= 1
+        forget(file)
+        return 0
+      }),
+    close: (fd) =>
+      perform("close", { fd }, () =>
+        withDescription(fd, ({ file }) => {
+          descriptions.delete(fd)
+          file.descriptors -= 1
+          forget(file)
+          return 0
+        }))
+  }
+
+  const leaks = (): Leaks => ({
+    fds: [...descriptions.keys()],
+    files: [...names].filter(([path, file]) => file !== "directory" && !initial.has(path)).map(([path]) => path),
+    bytes: used
+  })
+
+  return {
+    kernel,
+    control: {
+      inject: (fault) => Effect.sync(() => void faults.push(fault)),
+      interrupt: (fiber, { call, when }) => Effect.sync(() => void interruptions.push({ fiber, call, when })),
+      journal: Effect.sync(() => [...journal]),
+      leaks: Effect.sync(leaks)
+    }
+  }
+}
