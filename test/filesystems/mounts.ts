@@ -1,0 +1,345 @@
+/**
+ * Real filesystems for tests: each kind, freshly made and mounted for the length of a Scope.
+ *
+ * One `sh` per mount makes it, waits until its standard input ends, and undoes everything. The input ends with the Scope and
+ * with this process, however it ends; the shell ignores the signals of a terminal and has a session of its own. Images never
+ * have a name once they are used, and a loop device lives exactly as long as its mount.
+ */
+import * as Data from "effect/Data"
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import { spawn, spawnSync } from "node:child_process"
+import {
+  accessSync,
+  closeSync,
+  constants,
+  ftruncateSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  statfsSync,
+  unlinkSync
+} from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+
+/** What is left free on the disk that holds the images. */
+const reserveBytes = 10 * 1024 ** 3
+const mebibyte = 1024 ** 2
+
+/** Where images are made: on a disk, which /tmp may not be. */
+const imageDirectory = "/var/tmp"
+
+/** A filesystem on a loop device over a sparse image. */
+interface Loop {
+  readonly how: "loop"
+  readonly type: string
+  readonly mkfs: ReadonlyArray<string>
+  readonly mebibytes: number
+  readonly options?: string
+  readonly losetup?: ReadonlyArray<string>
+}
+
+/** A filesystem on a compressed RAM disk that takes `limitMebibytes` of what is written to it. */
+interface Zram {
+  readonly how: "zram"
+  readonly type: string
+  readonly mkfs: ReadonlyArray<string>
+  readonly mebibytes: number
+}
+
+/** A filesystem without a device. */
+interface Memory {
+  readonly how: "memory"
+  readonly type: string
+  readonly options?: string
+}
+
+/** An overlay whose lower and upper directories lie on another kind. */
+interface Overlay {
+  readonly how: "overlay"
+  readonly type: "overlay"
+  readonly on: Loop
+}
+
+type Recipe = Loop | Zram | Memory | Overlay
+
+const extOptions = ["-q", "-F", "-b", "4096", "-m", "0"]
+const mkfsExt4 = ["mkfs.ext4", ...extOptions]
+const mkfsExt2 = ["mkfs.ext2", ...extOptions]
+const largeSectors = ["--direct-io=on", "--sector-size", "4096"]
+const ext4: Loop = { how: "loop", type: "ext4", mkfs: mkfsExt4, mebibytes: 256, options: "noinit_itable" }
+const ext2: Loop = { how: "loop", type: "ext2", mkfs: mkfsExt2, mebibytes: 256 }
+
+export const kinds = {
+  "ext4": ext4,
+  "ext2": ext2,
+  "ext3 without extents": {
+    how: "loop",
+    type: "ext3",
+    mkfs: ["mkfs.ext3", ...extOptions, "-O", "^extents"],
+    mebibytes: 256
+  },
+  "xfs": { how: "loop", type: "xfs", mkfs: ["mkfs.xfs", "-q", "-f"], mebibytes: 320 },
+  "btrfs": { how: "loop", type: "btrfs", mkfs: ["mkfs.btrfs", "-q", "-f"], mebibytes: 512 },
+  "ext4 with data=journal": { ...ext4, options: "noinit_itable,data=journal" },
+  "ext4 on 4096-byte sectors": { ...ext4, losetup: largeSectors },
+  "ext2 on 4096-byte sectors": { ...ext2, losetup: largeSectors },
+  "small ext4": { ...ext4, mebibytes: 64 },
+  "small ext2": { ...ext2, mebibytes: 64 },
+  "large ext2": { ...ext2, mebibytes: 512 },
+  "read-only ext4": { ...ext4, options: "ro" },
+  "tmpfs": { how: "memory", type: "tmpfs", options: "size=64m" },
+  "ramfs": { how: "memory", type: "ramfs" },
+  "overlay": { how: "overlay", type: "overlay", on: ext4 },
+  "ext4 on zram": { how: "zram", type: "ext4", mkfs: mkfsExt4, mebibytes: 256 }
+} satisfies Record<string, Recipe>
+
+export type Kind = keyof typeof kinds
+
+export interface Mount {
+  readonly directory: string
+  /** The name of the block device below, without `/dev/`, where there is one. */
+  readonly device: string | undefined
+  /** A descriptor of the image below the loop device, where there is one. */
+  readonly image: number | undefined
+}
+
+export class MountFailed extends Data.TaggedError("MountFailed")<{ readonly kind: string; readonly reason: string }> {
+  override get message() {
+    return `${this.kind} could not be mounted: ${this.reason}`
+  }
+}
+
+/** sbin is where the tools are, and not in everybody's PATH. */
+const environment = {
+  ...process.env,
+  PATH: `${process.env["PATH"] ?? ""}:/usr/local/sbin:/usr/sbin:/sbin`,
+  LC_ALL: "C"
+}
+
+const script = `
+trap "" INT TERM HUP
+trap 'rmdir "$DIRECTORY"' EXIT
+device=
+case $HOW in
+  loop)
+    $MKFS /proc/self/fd/3 >&2 || exit
+    device=$(losetup --find --show $LOSETUP /proc/self/fd/3) || exit
+    mount -t "$TYPE" -o "$OPTIONS" "$device" "$DIRECTORY"
+    code=$?
+    # Without a mount this frees the device, with one the end of the mount does.
+    losetup --detach "$device"
+    exec 3>&-
+    ;;
+  zram)
+    number=$(cat /sys/class/zram-control/hot_add) || exit
+    device=/dev/zram$number
+    echo "$BYTES" > "/sys/block/zram$number/disksize" && $MKFS "$device" >&2 &&
+      mount -t "$TYPE" "$device" "$DIRECTORY"
+    code=$?
+    ;;
+  *)
+    mount -t "$TYPE" -o "$OPTIONS" "$TYPE" "$DIRECTORY"
+    code=$?
+    ;;
+esac
+if [ "$code" = 0 ]; then
+  echo "mounted $device"
+  cat > /dev/null
+  tries=0
+  until message=$(umount "$DIRECTORY" 2>&1); do
+    tries=$((tries + 1))
+    if [ "$tries" = 200 ]; then
+      echo "$message" >&2
+      code=1
+      umount --lazy "$DIRECTORY"
+      break
+    fi
+    sleep 0.05
+  done
+fi
+if [ "$HOW" = zram ]; then
+  echo 1 > "/sys/block/zram$number/reset" && echo "$number" > /sys/class/zram-control/hot_remove || code=1
+fi
+exit "$code"
+`
+
+/** Holds a mount; `end` undoes it and says what went wrong. */
+interface Holder {
+  readonly device: string | undefined
+  readonly end: Effect.Effect<void, MountFailed>
+}
+
+const hold = (
+  kind: string,
+  variables: Record<string, string>,
+  image: number | undefined
+): Effect.Effect<Holder, MountFailed> =>
+  Effect.async<Holder, MountFailed>((resume) => {
+    const child = spawn("sh", ["-c", script], {
+      detached: true,
+      stdio: ["pipe", "pipe", "pipe", ...(image === undefined ? [] : [image])],
+      env: { ...environment, LOSETUP: "", OPTIONS: "", ...variables }
+    })
+    let said = ""
+    let complaint = ""
+    child.on("error", (error) => resume(Effect.fail(new MountFailed({ kind, reason: String(error) }))))
+    child.stderr?.on("data", (chunk) => complaint += String(chunk))
+    const ended = new Promise<number | null>((resolve) => child.on("close", resolve))
+    const failed = (code: number | null) =>
+      new MountFailed({ kind, reason: complaint.trim() || `sh ended with ${code}` })
+    void ended.then((code) => resume(Effect.fail(failed(code))))
+    child.stdout?.on("data", (chunk) => {
+      said += String(chunk)
+      const mounted = /^mounted (?:\/dev\/)?(.*)\n/m.exec(said)
+      if (mounted === null) return
+      resume(Effect.succeed({
+        device: mounted[1] || undefined,
+        end: Effect.suspend(() => {
+          child.stdin?.end()
+          return Effect.flatMap(
+            Effect.promise(() => ended),
+            (code) => code === 0 ? Effect.void : Effect.fail(failed(code))
+          )
+        })
+      }))
+    })
+  })
+
+const freeBytes = (directory: string) => {
+  const { bavail, bsize } = statfsSync(directory)
+  return bavail * bsize
+}
+
+const tooFull = (mebibytes: number): string | undefined =>
+  freeBytes(imageDirectory) - mebibytes * mebibyte < reserveBytes
+    ? `${imageDirectory} has no ${mebibytes} MiB above the ${reserveBytes / 1024 ** 3} GiB that stay free`
+    : undefined
+
+/** A sparse file that has no name. */
+const makeImage = (kind: string, mebibytes: number) =>
+  Effect.acquireRelease(
+    Effect.try({
+      try: () => {
+        const full = tooFull(mebibytes)
+        if (full !== undefined) throw new Error(full)
+        const path = join(
+          imageDirectory,
+          `effect-disk-storage-image-${process.pid}-${Math.random().toString(36).slice(2)}`
+        )
+        const image = openSync(path, "wx+", 0o600)
+        unlinkSync(path)
+        ftruncateSync(image, mebibytes * mebibyte)
+        return image
+      },
+      catch: (error) => new MountFailed({ kind, reason: String(error) })
+    }),
+    (image) => Effect.sync(() => closeSync(image))
+  )
+
+const mount = (
+  kind: string,
+  variables: Record<string, string>,
+  image?: number
+): Effect.Effect<Mount, MountFailed, Scope.Scope> =>
+  Effect.acquireRelease(
+    Effect.suspend(() => {
+      const directory = mkdtempSync(join(tmpdir(), "effect-disk-storage-mount-"))
+      return Effect.map(hold(kind, { ...variables, DIRECTORY: directory }, image), (holder) => ({ holder, directory }))
+    }),
+    ({ holder }) => Effect.orDie(holder.end)
+  ).pipe(Effect.map(({ directory, holder }) => ({ directory, device: holder.device, image })))
+
+const mountRecipe = (kind: string, recipe: Recipe): Effect.Effect<Mount, MountFailed, Scope.Scope> =>
+  Effect.gen(function*() {
+    const { how, type } = recipe
+    switch (how) {
+      case "loop": {
+        const { losetup = [], mebibytes, mkfs, options = "defaults" } = recipe
+        const image = yield* makeImage(kind, mebibytes)
+        const variables = { HOW: how, TYPE: type, MKFS: mkfs.join(" "), LOSETUP: losetup.join(" "), OPTIONS: options }
+        return yield* mount(kind, variables, image)
+      }
+      case "zram": {
+        const { mebibytes, mkfs } = recipe
+        return yield* mount(kind, { HOW: how, TYPE: type, MKFS: mkfs.join(" "), BYTES: String(mebibytes * mebibyte) })
+      }
+      case "memory":
+        return yield* mount(kind, { HOW: how, TYPE: type, OPTIONS: recipe.options ?? "defaults" })
+      case "overlay": {
+        const { device, directory } = yield* mountRecipe(kind, recipe.on)
+        const [lower, upper, work] = ["lower", "upper", "work"].map((name) => join(directory, name))
+        for (const path of [lower, upper, work]) mkdirSync(`${path}`)
+        const options = `lowerdir=${lower},upperdir=${upper},workdir=${work}`
+        const overlay = yield* mount(kind, { HOW: how, TYPE: type, OPTIONS: options })
+        return { ...overlay, device }
+      }
+    }
+  })
+
+/** A freshly made filesystem, mounted until the Scope ends; a filesystem that stays busy then is a defect. */
+export const mounted = (kind: Kind): Effect.Effect<Mount, MountFailed, Scope.Scope> => mountRecipe(kind, kinds[kind])
+
+/** The output of a command, for what only a tool can do. */
+export const command = (name: string, ...args: ReadonlyArray<string>): Effect.Effect<string> =>
+  Effect.async((resume) => {
+    const child = spawn(name, args, { stdio: ["ignore", "pipe", "pipe"], env: environment })
+    let output = ""
+    child.stdout.on("data", (chunk) => output += String(chunk))
+    child.stderr.on("data", (chunk) => output += String(chunk))
+    child.on("error", (error) => resume(Effect.die(error)))
+    child.on("close", (code) =>
+      resume(
+        code === 0
+          ? Effect.succeed(output)
+          : Effect.dieMessage(`${[name, ...args].join(" ")} ended with ${code}: ${output.trim()}`)
+      ))
+  })
+
+const succeeds = (attempt: () => void): boolean => {
+  try {
+    attempt()
+    return true
+  } catch {
+    return false
+  }
+}
+
+const hasTool = (name: string) =>
+  environment.PATH.split(":").some((directory) => succeeds(() => accessSync(join(directory, name), constants.X_OK)))
+
+const kernelHas = (type: string) => {
+  const known = () => new RegExp(`\\t${type}$`, "m").test(readFileSync("/proc/filesystems", "utf8"))
+  return known() || (spawnSync("modprobe", ["-q", type], { env: environment }).status === 0 && known())
+}
+
+/** `CAP_SYS_ADMIN`, which root may lack in a container. */
+const mayMount = () => {
+  const effective = /^CapEff:\s*([0-9a-f]+)$/m.exec(readFileSync("/proc/self/status", "utf8"))?.[1] ?? "0"
+  return (BigInt(`0x${effective}`) >> 21n & 1n) === 1n
+}
+
+const whyNotRecipe = (recipe: Recipe): string | undefined => {
+  if (process.platform !== "linux") return "not Linux"
+  if (process.getuid?.() !== 0) return "not root"
+  if (!mayMount()) return "no CAP_SYS_ADMIN"
+  if (!kernelHas(recipe.type)) return `the kernel has no ${recipe.type}`
+  if (recipe.how === "overlay") return whyNotRecipe(recipe.on)
+  if (recipe.how === "memory") return undefined
+  const tools = ["losetup", ...recipe.mkfs.slice(0, 1)]
+  const missing = tools.find((tool) => !hasTool(tool))
+  if (missing !== undefined) return `no ${missing}`
+  if (recipe.how === "zram") {
+    return succeeds(() => accessSync("/sys/class/zram-control/hot_add", constants.R_OK)) ? undefined : "no zram"
+  }
+  if (!succeeds(() => closeSync(openSync("/dev/loop-control", "r+")))) return "no /dev/loop-control"
+  return tooFull(recipe.mebibytes)
+}
+
+/** Why a kind cannot be made here, or a tool that a test needs beside it is not there; `undefined` when all is well. */
+export const whyNot = (kind: Kind, tools: ReadonlyArray<string> = []): string | undefined => {
+  const missing = tools.find((tool) => !hasTool(tool))
+  return whyNotRecipe(kinds[kind]) ?? (missing === undefined ? undefined : `no ${missing}`)
+}
