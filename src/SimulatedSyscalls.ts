@@ -62,7 +62,8 @@ export interface SimulatedOptions {
 
 /**
  * What is to happen to one call: the `nth` (from 1) of `syscall`, or of all where there is no `syscall`, counted from the start of
- * the kernel. `Fail`: it answers with an error and does nothing, except `close`, whose descriptor is gone even then. `Short`: a
+ * the kernel. `Fail`: it answers with an error and does nothing, except a `close`, whose descriptor is gone even then, and an `unlink`
+ * with ENOENT, whose name is. `Short`: a
  * transfer moves at most `bytes`. `Late`: it answers after `duration` of the Clock.
  *
  * @since 0.1.0

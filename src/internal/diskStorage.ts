@@ -28,8 +28,8 @@ import * as temporaryFile from "./temporaryFile.js"
 
 export const TypeId: unique symbol = Symbol.for("effect-disk-storage/DiskStorage")
 
-/** What `readBytes` and `writeBytes` move at once. */
-const bounceBytes = 1024 * 1024
+/** The most that `readBytes` and `writeBytes` move at once. */
+const maxBounceBytes = 1024 * 1024
 
 type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 
@@ -150,7 +150,7 @@ const makeTransfers = (
   let bounce: AlignedBuffer.AlignedBuffer | undefined
   const takeBounce = Effect.suspend(() =>
     bounce === undefined
-      ? Effect.tap(AlignedBuffer.make(Math.max(bounceBytes, alignment.offset)), (made) => {
+      ? Effect.tap(AlignedBuffer.make(Math.max(Math.min(maxBounceBytes, size), alignment.offset)), (made) => {
         bounce = made
       })
       : Effect.succeed(bounce)
@@ -239,11 +239,11 @@ const acquire = (
       temporaryFile.create(syscalls, options.directory),
       (file) =>
         temporaryFile.release(syscalls, file, failures).pipe(
-          Effect.zipRight(
+          Effect.zipRight(Effect.suspend(() =>
             failures.length === 0
               ? Effect.logDebug("disk storage released")
               : Effect.logError("disk storage not released cleanly", new ReleaseFailed({ path: file.path, failures }))
-          ),
+          )),
           Effect.annotateLogs({ path: file.path }),
           Effect.zipRight(Deferred.succeed(released, undefined))
         )

@@ -281,8 +281,9 @@ export const make = (options: SimulatedOptions): { readonly kernel: Kernel; read
         else late = outcome.duration
       }
       const answer = Effect.sync(() => {
-        // Linux frees the descriptor of a close that fails.
-        const done = failure === undefined || (syscall === "close" && failure !== "EBADF") ? run(most) : failure
+        // Linux frees the descriptor of a close that fails; ENOENT from unlink means that the name is gone.
+        const happens = failure === undefined || syscall === "close" || (syscall === "unlink" && failure === "ENOENT")
+        const done = happens ? run(most) : failure
         const result = failure ?? done
         const code = typeof result === "string" ? -errnos[result] : result
         journal.push({ call, syscall, ...details, result })

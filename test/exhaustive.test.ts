@@ -1,0 +1,116 @@
+/** Every call of an acquire-use-release run fails once with every error that it can give, and is interrupted at every point. */
+import { assert, describe, it } from "@effect/vitest"
+import * as Cause from "effect/Cause"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import { isDiskStorageError } from "../src/DiskStorageError.js"
+import type { ErrnoCode, SyscallName } from "../src/Syscalls.js"
+import { errnosBySyscall } from "../src/Syscalls.js"
+import type { History, Policy } from "./support/simulation.js"
+import { history, policies, policyName, profiles } from "./support/simulation.js"
+
+const size = 3 * 4096 + 567
+
+/** Errors that the storage can live with, by what it does then. */
+const tolerated = (syscall: SyscallName, code: ErrnoCode, policy: Policy): boolean => {
+  if (code === "EINTR") return syscall !== "close"
+  const codes = (...some: ReadonlyArray<ErrnoCode>) => some.includes(code)
+  switch (syscall) {
+    case "mkdir":
+      return codes("EEXIST", "ENOENT")
+    case "fallocate":
+      return codes("EOPNOTSUPP", "ENOSYS")
+    case "ioctlGetFlags":
+    case "ioctlSetFlags":
+      return codes("EOPNOTSUPP", "ENOTTY", "EINVAL", "EPERM", "EACCES")
+    case "unlink":
+      return codes("ENOENT")
+    case "open":
+    case "fcntlSetFlags":
+      return policy.directIo === "preferred" && codes("EINVAL", "EOPNOTSUPP")
+    default:
+      return false
+  }
+}
+
+const nothingHeld = ({ leaks, registered }: History, what: string) => {
+  assert.deepStrictEqual(leaks.fds, [], `${what}: open descriptors`)
+  assert.strictEqual(registered, 0, `${what}: registrations`)
+}
+
+const nothingLeft = (run: History, what: string) => {
+  nothingHeld(run, what)
+  assert.deepStrictEqual(run.leaks, { fds: [], files: [], bytes: 0 }, what)
+}
+
+const oneTypedFailure = ({ exit }: History, what: string) => {
+  assert.isTrue(Exit.isFailure(exit), `${what}: succeeded`)
+  if (Exit.isSuccess(exit)) return
+  const failures = [...Cause.failures(exit.cause)]
+  assert.strictEqual(failures.length, 1, `${what}: ${Cause.pretty(exit.cause)}`)
+  assert.isTrue(failures.every(isDiskStorageError), what)
+  assert.strictEqual([...Cause.defects(exit.cause)].length, 0, `${what}: ${Cause.pretty(exit.cause)}`)
+}
+
+/** The call belongs to the release: after the use, or, where the acquisition fails, among the last calls, which undo it. */
+const releases = ({ journal, used }: History, call: number): boolean =>
+  used === undefined
+    ? journal.slice(call - 1).every(({ syscall }) => syscall === "unlink" || syscall === "close")
+    : call > used
+
+const oneFault = (baseline: History, run: History, policy: Policy, call: number, code: ErrnoCode, what: string) => {
+  const syscall = run.journal[call - 1]?.syscall
+  if (syscall === undefined) return assert.fail(`${what}: the call was not made`)
+  if (!releases(baseline, call)) {
+    nothingLeft(run, what)
+    if (Exit.isFailure(run.exit)) return oneTypedFailure(run, what)
+    return assert.isTrue(tolerated(syscall, code, policy), `${what}: succeeded`)
+  }
+  // A release changes nothing about how the program ends; what failed is logged, and skipped nothing.
+  assert.strictEqual(run.exit._tag, baseline.exit._tag, what)
+  if (tolerated(syscall, code, policy)) return nothingLeft(run, what)
+  nothingHeld(run, what)
+  const steps = run.releaseFailures.flatMap(({ failures }) => failures.map(({ step }) => step))
+  assert.deepStrictEqual(steps, [syscall], what)
+  assert.strictEqual(run.leaks.files.length, syscall === "unlink" ? 1 : 0, what)
+}
+
+/** Lets timers and the test runner have the thread. */
+const breathe = Effect.async<void>((resume) => {
+  setImmediate(() => resume(Effect.void))
+})
+
+describe.each(profiles)("on %s", (profile) => {
+  for (const policy of policies) {
+    const options = { size, directory: "/tmp/a/b/", ...policy }
+
+    it.effect(`every errno at every call: ${policyName(policy)}`, () =>
+      Effect.gen(function*() {
+        const baseline = yield* history({ profile }, options)
+        nothingLeft(baseline, "no fault")
+        // Where a policy cannot be met (ramfs, Storage Scale) that is a typed failure; its calls are tried all the same.
+        if (Exit.isFailure(baseline.exit)) oneTypedFailure(baseline, "no fault")
+        for (const { call, syscall } of baseline.journal) {
+          for (const code of errnosBySyscall[syscall]) {
+            const run = yield* history({ profile }, options, { faults: [{ nth: call, outcome: { _tag: "Fail", code } }] })
+            oneFault(baseline, run, policy, call, code, `call ${call}, ${syscall}: ${code}`)
+          }
+          yield* breathe
+        }
+      }))
+
+    it.effect(`interrupted at every call: ${policyName(policy)}`, () =>
+      Effect.gen(function*() {
+        const baseline = yield* history({ profile }, options)
+        for (const { call, syscall } of baseline.journal) {
+          for (const when of ["before", "during", "after"] as const) {
+            const run = yield* history({ profile }, options, { interruption: { call, when } })
+            const what = `${when} call ${call}, ${syscall}`
+            nothingLeft(run, what)
+            if (!releases(baseline, call)) assert.isTrue(Exit.isInterrupted(run.exit), `${what}: ${run.exit}`)
+          }
+          yield* breathe
+        }
+      }))
+  }
+})
