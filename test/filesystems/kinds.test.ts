@@ -1,9 +1,7 @@
 /** What each filesystem really does with a storage, against what the storage says of it. */
 import { assert } from "@effect/vitest"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
 import * as FastCheck from "effect/FastCheck"
-import * as Scope from "effect/Scope"
 import { fstatSync, readFileSync, statSync } from "node:fs"
 import * as AlignedBuffer from "../../src/AlignedBuffer.js"
 import * as DiskStorage from "../../src/DiskStorage.js"
@@ -157,23 +155,23 @@ const checkCombination = (
       return yield* assertNothingLeft(directory, before)
     }
 
-    const scope = yield* Scope.make()
-    const storage = yield* Scope.extend(DiskStorage.make(options), scope)
-    assert.strictEqual(statSync(directory).mode & 0o777, 0o700)
-    assert.strictEqual(storage.size, size)
-    assert.strictEqual(storage.filesystem.name, expected.filesystem)
-    assert.strictEqual(storage.directIo.flag, flag)
-    assert.strictEqual(storage.directIo.verdict, flag ? expected.verdict : "buffered")
-    assert.deepStrictEqual(storage.alignment, expectedAlignment(expected, mount, flag))
-    const method = expected.hasFallocate ? "fallocate" : combination.fallback
-    assert.deepStrictEqual(storage.allocation, {
-      method,
-      overwritesMayRunOutOfSpace: method === "truncate" || expected.overwritesMayRunOutOfSpace
-    })
-    assert.lengthOf(openBelow(directory), 1)
-    yield* checkFile(storage, combination, expected.hasFallocate)
-    yield* checkData(storage, combination.earlyUnlink)
-    yield* Scope.close(scope, Exit.void)
+    yield* Effect.scoped(Effect.gen(function*() {
+      const storage = yield* DiskStorage.make(options)
+      assert.strictEqual(statSync(directory).mode & 0o777, 0o700)
+      assert.strictEqual(storage.size, size)
+      assert.strictEqual(storage.filesystem.name, expected.filesystem)
+      assert.strictEqual(storage.directIo.flag, flag)
+      assert.strictEqual(storage.directIo.verdict, flag ? expected.verdict : "buffered")
+      assert.deepStrictEqual(storage.alignment, expectedAlignment(expected, mount, flag))
+      const method = expected.hasFallocate ? "fallocate" : combination.fallback
+      assert.deepStrictEqual(storage.allocation, {
+        method,
+        overwritesMayRunOutOfSpace: method === "truncate" || expected.overwritesMayRunOutOfSpace
+      })
+      assert.lengthOf(openBelow(directory), 1)
+      yield* checkFile(storage, combination, expected.hasFallocate)
+      yield* checkData(storage, combination.earlyUnlink)
+    }))
     yield* assertNothingLeft(directory, before)
   })
 
