@@ -87,13 +87,24 @@ describeReal("small ext2", { name: "no space" }, (it) => {
       if (failure._tag !== "IoFailed") return assert.fail(failure.message)
       assert.strictEqual(failure.cause?.code, "ENOSPC")
     }))
+})
 
-  it.scoped("truncate above what the filesystem can address: OutOfSpace with EFBIG", () =>
-    Effect.gen(function*() {
-      // Between the limits of ext2 and of ext4: one driver serves both, and fallocate looks at the latter.
-      const size = 8 * 1024 ** 4
-      assertOutOfSpace(yield* failsAndLeavesNothing({ size }), { method: "truncate", needed: size, code: "EFBIG" })
-    }))
+describeReal("ext2", { name: "limits of a process", tools: ["prlimit"] }, (it) => {
+  for (const fallback of ["truncate", "zero-fill"] as const) {
+    it.scoped(`a limit on the size of files, ${fallback}: OutOfSpace with EFBIG`, () =>
+      Effect.gen(function*() {
+        const mount = yield* Mounted
+        const directory = yield* freshPath
+        const before = yield* settledFreeBytes(mount.directory)
+        const size = 40 * mebibyte
+        const child = yield* startChild({ size, directory, fallback }, [`--fsize=${20 * mebibyte}`])
+        const reply = yield* child.step("acquire")
+        if (reply._tag !== "Failed" || reply.error._tag !== "OutOfSpace") return assert.fail(JSON.stringify(reply))
+        assertOutOfSpace(reply.error, { method: fallback, needed: size, code: "EFBIG" })
+        assert.deepStrictEqual(reply.openBelow, [])
+        yield* assertNothingLeft(directory, before)
+      }))
+  }
 })
 
 describeReal("btrfs", { name: "a quota", tools: ["btrfs"] }, (it) => {
