@@ -30,6 +30,7 @@ interface Filesystem {
   /** How inode flags are taken: NOCOW too, all but NOCOW, or not at all. */
   readonly inodeFlags: "nocow" | "no nocow" | "none"
   readonly copyOnWrite: boolean
+  readonly maxFileBytes: number
 }
 
 const any = { memory: 1, offset: 1 }
@@ -42,7 +43,9 @@ const ext4: Filesystem = {
   directIo: { memoryAlignment: 512, offsetAlignment: 512 },
   strict: { memory: 512, offset: 512 },
   inodeFlags: "no nocow",
-  copyOnWrite: false
+  copyOnWrite: false,
+  // 2³² − 1 blocks of 4 KiB
+  maxFileBytes: 16 * 1024 ** 4 - 4096
 }
 
 const filesystems: { readonly [name in Profile]: Filesystem } = {
@@ -51,7 +54,8 @@ const filesystems: { readonly [name in Profile]: Filesystem } = {
     ...ext4,
     fallocate: false,
     directIo: { memoryAlignment: 512, offsetAlignment: 4096 },
-    strict: { memory: 512, offset: 4096 }
+    strict: { memory: 512, offset: 4096 },
+    maxFileBytes: 2 * 1024 ** 4
   },
   lustre: {
     ...ext4,
@@ -61,8 +65,16 @@ const filesystems: { readonly [name in Profile]: Filesystem } = {
     strict: { memory: 4096, offset: 4096 },
     inodeFlags: "none"
   },
-  btrfs: { ...ext4, type: 0x9123_683e, directIo: undefined, strict: any, inodeFlags: "nocow", copyOnWrite: true },
-  tmpfs: { ...ext4, type: 0x0102_1994, directIo: undefined, strict: any },
+  btrfs: {
+    ...ext4,
+    type: 0x9123_683e,
+    directIo: undefined,
+    strict: any,
+    inodeFlags: "nocow",
+    copyOnWrite: true,
+    maxFileBytes: Infinity
+  },
+  tmpfs: { ...ext4, type: 0x0102_1994, directIo: undefined, strict: any, maxFileBytes: Infinity },
   ramfs: {
     ...ext4,
     type: 0x8584_58f6,
@@ -71,7 +83,8 @@ const filesystems: { readonly [name in Profile]: Filesystem } = {
     openDirect: "refused",
     directIo: undefined,
     strict: any,
-    inodeFlags: "none"
+    inodeFlags: "none",
+    maxFileBytes: Infinity
   },
   storageScale: {
     ...ext4,
@@ -88,8 +101,6 @@ const O_ACCMODE = 0x3
 const O_WRONLY = 0x1
 
 const blockBytes = 4096
-/** ext4's limit with 4 KiB blocks. */
-const maxFileBytes = 16 * 1024 ** 4
 const nameMax = 255
 const pathMax = 4096
 const firstFd = 3
@@ -283,8 +294,8 @@ export const make = (options: SimulatedOptions): { readonly kernel: Kernel; read
       const answer = Effect.sync(() => {
         // Linux frees the descriptor of a close that fails; ENOENT from unlink means that the name is gone.
         const happens = failure === undefined || syscall === "close" || (syscall === "unlink" && failure === "ENOENT")
-        const done = happens ? run(most) : failure
-        const result = failure ?? done
+        const answered = happens ? run(most) : 0
+        const result = failure ?? answered
         const code = typeof result === "string" ? -errnos[result] : result
         journal.push({ call, syscall, ...details, result })
         return code
@@ -364,7 +375,7 @@ export const make = (options: SimulatedOptions): { readonly kernel: Kernel; read
         withDescription(fd, ({ file }) => {
           if (offset < 0 || length <= 0) return "EINVAL"
           if (!filesystem.fallocate || mode !== 0) return "EOPNOTSUPP"
-          if (offset + length > maxFileBytes) return "EFBIG"
+          if (offset + length > filesystem.maxFileBytes) return "EFBIG"
           const last = Math.ceil((offset + length) / blockBytes)
           for (let block = Math.floor(offset / blockBytes); block < last; block++) {
             if (!reserve(file, block)) return "ENOSPC"
@@ -376,7 +387,7 @@ export const make = (options: SimulatedOptions): { readonly kernel: Kernel; read
       perform("ftruncate", { fd, length }, () =>
         withDescription(fd, ({ file }) => {
           if (length < 0) return "EINVAL"
-          if (length > maxFileBytes) return "EFBIG"
+          if (length > filesystem.maxFileBytes) return "EFBIG"
           for (const [block, bytes] of file.blocks) {
             if (block * blockBytes >= length) {
               file.blocks.delete(block)
@@ -398,7 +409,7 @@ export const make = (options: SimulatedOptions): { readonly kernel: Kernel; read
         withDescription(fd, (description) => {
           if ((description.flags & O_ACCMODE) === 0) return "EBADF"
           if (offset < 0 || misaligned(description, from, offset)) return "EINVAL"
-          if (offset + from.byteLength > maxFileBytes) return "EFBIG"
+          if (offset + from.byteLength > filesystem.maxFileBytes) return "EFBIG"
           return write(description, from.subarray(0, Math.min(most, from.byteLength)), offset)
         })),
     fdatasync: (fd) => perform("fdatasync", { fd }, () => withDescription(fd, () => 0)),
