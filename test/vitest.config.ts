@@ -1,0 +1,23 @@
+import { fileURLToPath } from "node:url"
+import { defineConfig } from "vitest/config"
+
+const root = fileURLToPath(new URL("..", import.meta.url))
+
+export default defineConfig({
+  root,
+  resolve: {
+    // The package by its own name is its source, so that tests can import the examples as users read them.
+    alias: [
+      { find: /^effect-disk-storage$/, replacement: `${root}src/index.ts` },
+      { find: /^effect-disk-storage\/(.+)$/, replacement: `${root}src/$1.ts` }
+    ]
+  },
+  test: {
+    include: ["test/**/*.test.ts"],
+    // A process for each file: koffi, mounts and exit hooks are state of a process.
+    pool: "forks",
+    testTimeout: 30_000,
+    hookTimeout: 30_000,
+    teardownTimeout: 30_000
+  }
+})
