@@ -1,25 +1,26 @@
 /** Whether I/O that is called direct bypasses the page cache, asked of the page cache itself. */
 import { assert } from "@effect/vitest"
 import * as Effect from "effect/Effect"
-import { writeSync } from "node:fs"
+import { closeSync, openSync, writeSync } from "node:fs"
 import * as AlignedBuffer from "../../src/AlignedBuffer.js"
 import * as DiskStorage from "../../src/DiskStorage.js"
 import { cachedPages } from "./cachestat.js"
 import type { Kind } from "./mounts.js"
 import { command } from "./mounts.js"
-import { assertBytes, describeReal, freshPath, pattern } from "./real.js"
+import { assertBytes, describeReal, freshPath, Mounted, pattern } from "./real.js"
 
 const mebibyte = 1024 * 1024
 const pages = mebibyte / 4096
 
-/** Kinds whose page cache tells; btrfs drops pages after a buffered write, and an overlay has none of its own. */
+/** Kinds whose page cache tells; btrfs drops pages after a buffered write. */
 const told: ReadonlyArray<readonly [Kind, "direct" | "buffered"]> = [
   ["ext4", "direct"],
   ["ext4 on 4096-byte sectors", "direct"],
   ["ext2", "direct"],
   ["xfs", "direct"],
   ["ext4 with data=journal", "buffered"],
-  ["tmpfs", "buffered"]
+  ["tmpfs", "buffered"],
+  ["overlay", "direct"]
 ]
 
 /** What is cached of the first MiB after it was written and read through a storage. */
@@ -29,7 +30,14 @@ const cachedAfterUse = (options: Omit<DiskStorage.DiskStorageOptions, "size" | "
     const storage = yield* DiskStorage.make({ size: 4 * mebibyte, directory, fallback: "zero-fill", ...options })
     const block = yield* AlignedBuffer.make(mebibyte)
     block.bytes.fill(1)
-    const cached = storage.withFd((fd) => cachedPages(fd, 0, mebibyte))
+    // An overlay has no page cache of its own: its upper file does.
+    const { directory: mount, upper } = yield* Mounted
+    const own = storage.path.replace(mount, upper ?? mount)
+    const cached = Effect.acquireUseRelease(
+      Effect.sync(() => openSync(own, "r")),
+      (fd) => cachedPages(fd, 0, mebibyte),
+      (fd) => Effect.sync(() => closeSync(fd))
+    )
     yield* storage.write(0, block)
     const afterWrite = yield* cached
     yield* storage.read(0, block)

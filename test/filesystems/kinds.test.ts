@@ -115,7 +115,7 @@ const checkData = (storage: DiskStorage.DiskStorage, earlyUnlink: boolean) =>
     }
   })
 
-/** The permissions of the directory that the storage made, and whether the file holds blocks. */
+/** Length, links, permissions, and whether the file holds blocks. */
 const checkFile = (
   storage: DiskStorage.DiskStorage,
   { earlyUnlink, fallback }: (typeof combinations)[number],
@@ -181,8 +181,7 @@ for (const [kind, expected] of truth) {
       it.scoped(`direct I/O ${directIo ?? "by default"}: says and does what is true`, () =>
         Effect.forEach(combinations, (combination) =>
           checkCombination(expected, directIo, combination).pipe(
-            Effect.annotateLogs(combination),
-            Effect.withSpan(Object.values(combination).join(" "))
+            Effect.withSpan(JSON.stringify(combination))
           ), { discard: true }))
     }
 

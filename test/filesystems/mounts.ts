@@ -104,6 +104,8 @@ export interface Mount {
   readonly device: string | undefined
   /** A descriptor of the image below the loop device, where there is one. */
   readonly image: number | undefined
+  /** Where the files of an overlay really are. */
+  readonly upper: string | undefined
 }
 
 export class MountFailed extends Data.TaggedError("MountFailed")<{ readonly kind: string; readonly reason: string }> {
@@ -250,7 +252,7 @@ const mount = (
       return Effect.map(hold(kind, { ...variables, DIRECTORY: directory }, image), (holder) => ({ holder, directory }))
     }),
     ({ holder }) => Effect.orDie(holder.end)
-  ).pipe(Effect.map(({ directory, holder }) => ({ directory, device: holder.device, image })))
+  ).pipe(Effect.map(({ directory, holder }) => ({ directory, device: holder.device, image, upper: undefined })))
 
 const mountRecipe = (kind: string, recipe: Recipe): Effect.Effect<Mount, MountFailed, Scope.Scope> =>
   Effect.gen(function*() {
@@ -270,11 +272,13 @@ const mountRecipe = (kind: string, recipe: Recipe): Effect.Effect<Mount, MountFa
         return yield* mount(kind, { HOW: how, TYPE: type, OPTIONS: recipe.options ?? "defaults" })
       case "overlay": {
         const { device, directory } = yield* mountRecipe(kind, recipe.on)
-        const [lower, upper, work] = ["lower", "upper", "work"].map((name) => join(directory, name))
-        for (const path of [lower, upper, work]) mkdirSync(`${path}`)
+        const lower = join(directory, "lower")
+        const upper = join(directory, "upper")
+        const work = join(directory, "work")
+        for (const path of [lower, upper, work]) mkdirSync(path)
         const options = `lowerdir=${lower},upperdir=${upper},workdir=${work}`
         const overlay = yield* mount(kind, { HOW: how, TYPE: type, OPTIONS: options })
-        return { ...overlay, device }
+        return { ...overlay, device, upper }
       }
     }
   })
