@@ -70,7 +70,7 @@ const oneFault = (baseline: History, run: History, policy: Policy, call: number,
   assert.strictEqual(run.exit._tag, baseline.exit._tag, what)
   if (tolerated(syscall, code, policy)) return nothingLeft(run, what)
   nothingHeld(run, what)
-  const steps = run.releaseFailures.flatMap(({ failures }) => failures.map(({ step }) => step))
+  const steps: ReadonlyArray<string> = run.releaseFailures.flatMap(({ failures }) => failures.map(({ step }) => step))
   assert.deepStrictEqual(steps, [syscall], what)
   assert.strictEqual(run.leaks.files.length, syscall === "unlink" ? 1 : 0, what)
 }
@@ -80,7 +80,7 @@ const breathe = Effect.async<void>((resume) => {
   setImmediate(() => resume(Effect.void))
 })
 
-describe.each(profiles)("on %s", (profile) => {
+describe.each(profiles)("on %s", { timeout: 120_000 }, (profile) => {
   for (const policy of policies) {
     const options = { size, directory: "/tmp/a/b/", ...policy }
 

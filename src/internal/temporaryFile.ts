@@ -270,7 +270,7 @@ export const prepare = (
     }
 
     const answered = (yield* Effect.mapError(syscalls.statx(fd), failedAt("inspect", path))).directIo
-    const directIo: DirectIoState = direct.flag
+    const accepted: DirectIoState = direct.flag
       ? { flag: true, ...directIoVerdict(type, nocow, answered) }
       : {
         flag: false,
@@ -286,6 +286,10 @@ export const prepare = (
     const unit = Math.max(AlignedBuffer.pageSize, offset)
     const length = Math.ceil(options.size / unit) * unit
     const method = yield* allocate(syscalls, engine, options, file, fd, length, alignment)
+    // Measured on ext2: the kernel writes into a hole of a file without extents through the page cache, whatever the flag.
+    const directIo = method === "truncate" && accepted.verdict === "direct"
+      ? { ...accepted, reason: `${accepted.reason}; the first write into each hole may be buffered` }
+      : accepted
     const allocation = {
       method,
       overwritesMayRunOutOfSpace: method === "truncate" || overwritesMayRunOutOfSpace(type, nocow)

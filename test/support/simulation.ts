@@ -7,7 +7,7 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as AlignedBuffer from "../../src/AlignedBuffer.js"
 import * as DiskStorage from "../../src/DiskStorage.js"
-import type { AcquireError, DiskStorageError } from "../../src/DiskStorageError.js"
+import type { DiskStorageError } from "../../src/DiskStorageError.js"
 import { ReleaseFailed } from "../../src/DiskStorageError.js"
 import * as IoEngine from "../../src/IoEngine.js"
 import * as SimulatedSyscalls from "../../src/SimulatedSyscalls.js"
@@ -28,10 +28,11 @@ export const profiles: ReadonlyArray<SimulatedSyscalls.Profile> = [
 
 export type Policy = Omit<DiskStorage.DiskStorageOptions, "size" | "directory">
 
-export const policies: ReadonlyArray<Policy> = (["required", "preferred", "disabled"] as const).flatMap((directIo) =>
-  (["default", "open-direct"] as const).flatMap((openStrategy) =>
+/** Every combination; how the file is opened matters only where it is opened for direct I/O. */
+export const policies = (["required", "preferred", "disabled"] as const).flatMap((directIo) =>
+  (directIo === "disabled" ? ["default"] as const : ["default", "open-direct"] as const).flatMap((openStrategy) =>
     (["truncate", "zero-fill"] as const).flatMap((fallback) =>
-      [false, true].map((earlyUnlink) => ({ directIo, openStrategy, fallback, earlyUnlink }))
+      [false, true].map((earlyUnlink) => ({ directIo, openStrategy, fallback, earlyUnlink } satisfies Policy))
     )
   )
 )
@@ -93,7 +94,7 @@ export const history = (
       }
     })
     const calls = Effect.map(kernel.journal, (journal) => journal.length)
-    const program: Effect.Effect<void, AcquireError | DiskStorageError, DiskStorageServices> = Effect.scoped(Effect.gen(function*() {
+    const program = Effect.scoped(Effect.gen(function*() {
       const storage = yield* DiskStorage.make(storageOptions)
       acquired = yield* calls
       yield* use(storage, Effect.sync(() => void registered++), Effect.sync(() => void registered--))
@@ -113,6 +114,3 @@ export const history = (
     }
   }).pipe(Effect.provide(layer(options)))
 
-type DiskStorageServices = Effect.Effect.Context<ReturnType<typeof DiskStorage.make>> extends infer R
-  ? Exclude<R, import("effect/Scope").Scope>
-  : never

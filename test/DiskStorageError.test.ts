@@ -1,0 +1,79 @@
+import { assert, describe, it } from "@effect/vitest"
+import * as Schema from "effect/Schema"
+import * as Errors from "../src/DiskStorageError.js"
+import { errnos, errnosBySyscall, SyscallError } from "../src/Syscalls.js"
+
+const path = "/tmp/dynamo-kvbm-disk-cache-eds-abcdef"
+const cause = new SyscallError({ syscall: "fallocate", errno: 28, code: "ENOSPC", fd: 7 })
+
+const samples = [
+  [Errors.PlatformNotSupported, new Errors.PlatformNotSupported({ platform: "darwin", arch: "arm64", reason: "no" }), "darwin"],
+  [Errors.BufferUnavailable, new Errors.BufferUnavailable({ byteLength: 77, reason: "no" }), "77"],
+  [Errors.InvalidOption, new Errors.InvalidOption({ option: "size", value: "-1", expected: "more" }), "size is -1"],
+  [Errors.DirectoryUnusable, new Errors.DirectoryUnusable({ directory: "/nowhere", cause }), "/nowhere"],
+  [Errors.CreateFailed, new Errors.CreateFailed({ step: "create file", path, cause }), "create file"],
+  [Errors.FileReplaced, new Errors.FileReplaced({ path }), path],
+  [
+    Errors.DirectIoRefused,
+    new Errors.DirectIoRefused({ path, filesystem: "ramfs", openStrategy: "default", cause }),
+    "DYN_KVBM_DISK_DISABLE_O_DIRECT=true"
+  ],
+  [Errors.OutOfSpace, new Errors.OutOfSpace({ path, method: "fallocate", needed: 4096, cause }), "4096 bytes"],
+  [
+    Errors.AllocationFailed,
+    new Errors.AllocationFailed({ path, method: "zero-fill", offset: 8192, alignment: 4096, cause }),
+    "8192"
+  ],
+  [Errors.StorageClosed, new Errors.StorageClosed({ path }), path],
+  [Errors.StorageUnlinked, new Errors.StorageUnlinked({ path, key: "Nixl" }), "Nixl"],
+  [Errors.OutOfBounds, new Errors.OutOfBounds({ offset: 1, length: 2, size: 3 }), "2 bytes at offset 1"],
+  [Errors.Misaligned, new Errors.Misaligned({ what: "offset", value: 1, alignment: 512 }), "512"],
+  [Errors.IoFailed, new Errors.IoFailed({ operation: "read", offset: 1, length: 2, bytesDone: 1, cause }), "ENOSPC"],
+  [Errors.UnlinkFailed, new Errors.UnlinkFailed({ path, cause }), path],
+  [Errors.DuplicateKey, new Errors.DuplicateKey({ key: "Nixl" }), "Nixl"],
+  [
+    Errors.ReleaseFailed,
+    new Errors.ReleaseFailed({ path, failures: [{ step: "close", cause }, { step: "registration", key: "a", cause: "b" }] }),
+    "close: fallocate of fd 7 failed with ENOSPC (errno 28); registration a: b"
+  ],
+  [Errors.BudgetExceeded, new Errors.BudgetExceeded({ requested: 3, available: 2, budget: 4 }), "budget of 4"]
+] as const
+
+describe("errors", () => {
+  it.each(samples.map(([, error, word]) => [error._tag, error, word] as const))(
+    "%s says what happened, to what, and what to do, and survives serialisation",
+    (_, error, word) => {
+      assert.include(error.message, word)
+      assert.isTrue(error.message.endsWith("."))
+      assert.isTrue(Errors.isDiskStorageError(error))
+      const any = Schema.Union(...samples.map(([schema]) => schema))
+      const wire: unknown = JSON.parse(JSON.stringify(Schema.encodeSync(any)(error)))
+      const back = Schema.decodeUnknownSync(any)(wire)
+      assert.strictEqual(back.constructor, error.constructor)
+      assert.strictEqual(back.message, error.message)
+      assert.deepStrictEqual(back, error)
+    }
+  )
+
+  it("are every one of the module", () => {
+    const exported = Object.values(Errors).filter((value) => typeof value === "function" && "ast" in value)
+    assert.sameMembers(exported, samples.map(([schema]) => schema))
+  })
+
+  it("are told from other values", () => {
+    for (const other of [undefined, null, 1, "StorageClosed", {}, { _tag: "Nope" }, cause, new Error("x")]) {
+      assert.isFalse(Errors.isDiskStorageError(other))
+    }
+  })
+
+  it("of the kernel have names and numbers for every errno of every call", () => {
+    for (const [syscall, codes] of Object.entries(errnosBySyscall)) {
+      assert.strictEqual(new Set(codes).size, codes.length, syscall)
+      for (const code of codes) assert.isAbove(errnos[code], 0)
+    }
+    assert.strictEqual(
+      new SyscallError({ syscall: "unlink", errno: 2, code: "ENOENT", path }).message,
+      `unlink of ${path} failed with ENOENT (errno 2)`
+    )
+  })
+})
