@@ -1,0 +1,165 @@
+import type * as ConfigError from "effect/ConfigError"
+import type * as Context from "effect/Context"
+import type * as Effect from "effect/Effect"
+import type * as Either from "effect/Either"
+import type * as Layer from "effect/Layer"
+import type * as Option from "effect/Option"
+import type * as Scope from "effect/Scope"
+import { describe, expect, it } from "tstyche"
+import * as AlignedBuffer from "../../src/AlignedBuffer.js"
+import * as DiskAllocator from "../../src/DiskAllocator.js"
+import * as DiskStorage from "../../src/DiskStorage.js"
+import * as DiskStorageConfig from "../../src/DiskStorageConfig.js"
+import type * as Errors from "../../src/DiskStorageError.js"
+import * as IoEngine from "../../src/IoEngine.js"
+import * as Linux from "../../src/Linux.js"
+import * as LinuxSyscalls from "../../src/LinuxSyscalls.js"
+import * as SimulatedSyscalls from "../../src/SimulatedSyscalls.js"
+import * as Syscalls from "../../src/Syscalls.js"
+
+declare const storage: DiskStorage.DiskStorage
+declare const buffer: AlignedBuffer.AlignedBuffer
+declare const tag: Context.Tag<"Handle", { readonly handle: number }>
+declare const acquire: Effect.Effect<{ readonly handle: number }, "refused", Scope.Scope | "Library">
+
+type AcquireError =
+  | Errors.InvalidOption
+  | Errors.DirectoryUnusable
+  | Errors.CreateFailed
+  | Errors.FileReplaced
+  | Errors.DirectIoRefused
+  | Errors.OutOfSpace
+  | Errors.AllocationFailed
+  | Errors.BufferUnavailable
+
+type Kernel = Syscalls.Syscalls | IoEngine.IoEngine
+
+describe("acquire", () => {
+  it("needs the kernel and a Scope, and fails with what can fail", () => {
+    expect(DiskStorage.make({ size: 1 })).type.toBe<
+      Effect.Effect<DiskStorage.DiskStorage, AcquireError, Kernel | Scope.Scope>
+    >()
+    expect<Errors.AcquireError>().type.toBe<AcquireError>()
+  })
+
+  it("is a layer without the Scope", () => {
+    expect(DiskStorage.layer({ size: 1 })).type.toBe<Layer.Layer<DiskStorage.DiskStorage, AcquireError, Kernel>>()
+    expect(DiskStorage.layerConfig(DiskStorageConfig.options())).type.toBe<
+      Layer.Layer<DiskStorage.DiskStorage, AcquireError | ConfigError.ConfigError, Kernel>
+    >()
+  })
+
+  it("wants a size, and knows its options", () => {
+    expect(DiskStorage.make).type.not.toBeCallableWith({})
+    expect(DiskStorage.make).type.not.toBeCallableWith({ size: 1, directIo: "maybe" })
+    expect(DiskStorage.make).type.toBeCallableWith({ size: 1, directory: undefined, earlyUnlink: true })
+  })
+
+  it("from an allocator needs the Scope alone", () => {
+    expect(DiskAllocator.make({ budget: 1 })).type.toBe<
+      Effect.Effect<DiskAllocator.DiskAllocator, Errors.InvalidOption, Kernel>
+    >()
+    expect<DiskAllocator.DiskAllocator["allocate"]>().type.toBe<
+      (
+        options: DiskStorage.DiskStorageOptions
+      ) => Effect.Effect<DiskStorage.DiskStorage, AcquireError | Errors.BudgetExceeded, Scope.Scope>
+    >()
+  })
+
+  it("has a listener without a requirement", () => {
+    expect(DiskStorage.ProgressListener).type.toBeAssignableTo<
+      Effect.Effect<(progress: DiskStorage.Progress) => Effect.Effect<void>>
+    >()
+  })
+})
+
+describe("transfers", () => {
+  it("of aligned memory need nothing, and fail exactly so", () => {
+    type Transfer = Effect.Effect<
+      void,
+      Errors.StorageClosed | Errors.OutOfBounds | Errors.Misaligned | Errors.IoFailed
+    >
+    expect(storage.read(0, buffer)).type.toBe<Transfer>()
+    expect(storage.write(0, buffer)).type.toBe<Transfer>()
+  })
+
+  it("of aligned memory take no other memory", () => {
+    expect(storage.read).type.not.toBeCallableWith(0, new Uint8Array(4096))
+    expect(storage.write).type.not.toBeCallableWith(0, new Uint8Array(4096))
+  })
+
+  it("of bytes are never misaligned", () => {
+    type Failure = Errors.StorageClosed | Errors.OutOfBounds | Errors.BufferUnavailable | Errors.IoFailed
+    expect(storage.readBytes(0, 1)).type.toBe<Effect.Effect<Uint8Array, Failure>>()
+    expect(storage.writeBytes(0, new Uint8Array(1))).type.toBe<Effect.Effect<void, Failure>>()
+    expect(storage.sync).type.toBe<Effect.Effect<void, Errors.StorageClosed | Errors.IoFailed>>()
+  })
+})
+
+describe("the file", () => {
+  it("is lent, and is no field", () => {
+    expect(storage).type.not.toHaveProperty("fd")
+    expect(storage.withFd((fd) => {
+      expect(fd).type.toBe<number>()
+      return acquire
+    })).type.toBe<
+      Effect.Effect<{ readonly handle: number }, "refused" | Errors.StorageClosed, Scope.Scope | "Library">
+    >()
+  })
+
+  it("is unlinked and closed with what can fail", () => {
+    expect(storage.unlinked).type.toBe<Effect.Effect<boolean>>()
+    expect(storage.unlink).type.toBe<Effect.Effect<void, Errors.UnlinkFailed | Errors.StorageClosed>>()
+    expect(storage.close).type.toBe<Effect.Effect<void, Errors.ReleaseFailed>>()
+  })
+})
+
+describe("registrations", () => {
+  it("take the Scope away and keep every other requirement", () => {
+    type Failure = "refused" | Errors.DuplicateKey | Errors.StorageClosed | Errors.StorageUnlinked
+    expect(storage.register(tag, acquire)).type.toBe<
+      Effect.Effect<{ readonly handle: number }, Failure, "Library">
+    >()
+    expect(storage.registerThenUnlink(tag, acquire)).type.toBe<
+      Effect.Effect<
+        {
+          readonly registration: { readonly handle: number }
+          readonly unlink: Either.Either<void, Errors.UnlinkFailed>
+        },
+        Failure,
+        "Library"
+      >
+    >()
+  })
+
+  it("are typed by their tag", () => {
+    expect(storage.register).type.not.toBeCallableWith(tag, null)
+    expect(storage.registration(tag)).type.toBe<
+      Effect.Effect<Option.Option<{ readonly handle: number }>, Errors.StorageClosed>
+    >()
+    expect(storage.isRegistered(tag)).type.toBe<Effect.Effect<boolean, Errors.StorageClosed>>()
+    expect(storage.deregister(tag)).type.toBe<Effect.Effect<boolean, Errors.StorageClosed>>()
+  })
+})
+
+describe("kernels and engines", () => {
+  it("are layers that fail only where they can", () => {
+    expect(LinuxSyscalls.layer).type.toBe<Layer.Layer<Syscalls.Syscalls, Errors.PlatformNotSupported>>()
+    expect(Linux.layer).type.toBe<Layer.Layer<Kernel, Errors.PlatformNotSupported | ConfigError.ConfigError>>()
+    expect(IoEngine.layerSyscalls).type.toBe<Layer.Layer<IoEngine.IoEngine, never, Syscalls.Syscalls>>()
+    expect(SimulatedSyscalls.layer()).type.toBe<
+      Layer.Layer<Syscalls.Syscalls | SimulatedSyscalls.SimulatedKernel>
+    >()
+    expect(Syscalls.layerNoop({})).type.toBe<Layer.Layer<Syscalls.Syscalls>>()
+  })
+
+  it("fail with SyscallError alone", () => {
+    expect<Effect.Effect.Error<ReturnType<Syscalls.Syscalls["fallocate"]>>>().type.toBe<Syscalls.SyscallError>()
+  })
+
+  it("hand out aligned memory with a typed failure", () => {
+    expect(AlignedBuffer.make(1)).type.toBe<
+      Effect.Effect<AlignedBuffer.AlignedBuffer, Errors.BufferUnavailable>
+    >()
+  })
+})
