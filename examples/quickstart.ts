@@ -8,11 +8,13 @@ import {
   AlignedBuffer,
   DiskStorage,
   DiskStorageConfig,
+  DiskStorageError,
   IoEngine,
   Linux,
   ProcessRuntime,
   Syscalls
 } from "effect-disk-storage"
+import * as Cause from "effect/Cause"
 import * as Clock from "effect/Clock"
 import * as Console from "effect/Console"
 import * as Context from "effect/Context"
@@ -153,13 +155,16 @@ const program = Effect.gen(function*() {
   yield* Console.log("")
 })
 
-const progressListener = Effect.provideService(
-  DiskStorage.ProgressListener,
-  ({ done, step, total }) => progress(step, done, total)
-)
+/** What a person needs to know of a failure: its message. A defect keeps its trace. */
+const explain = (cause: Cause.Cause<unknown>) => {
+  if (Cause.isInterruptedOnly(cause)) return Console.error("\n  stopped, and released\n")
+  const failures = Array.from(Cause.failures(cause), (failure) => DiskStorageError.isDiskStorageError(failure) ? failure.message : String(failure))
+  return Console.error(`\n  ${failures.join("\n  ") || Cause.pretty(cause)}\n`)
+}
 
 program.pipe(
-  progressListener,
+  Effect.provideService(DiskStorage.ProgressListener, ({ done, step, total }) => progress(step, done, total)),
   Effect.provide(Layer.merge(Linux.layer, NodeFileSystem.layer)),
-  ProcessRuntime.runMain
+  Effect.onError(explain),
+  ProcessRuntime.runMain({ disableErrorReporting: true })
 )
