@@ -18,7 +18,7 @@ const variable = <A>(name: string, expected: string, parse: (text: string) => Op
       text === ""
         ? Either.left(ConfigError.MissingData([], `set it to ${expected}`))
         : Either.fromOption(parse(text), () =>
-          ConfigError.InvalidData([], `${JSON.stringify(text)} is not accepted: it takes ${expected}`))),
+          ConfigError.InvalidData([], `'${text}' is not accepted: it takes ${expected}`))),
     name
   )
 

@@ -95,7 +95,7 @@ describe("DiskStorageConfig", () => {
   for (const [name, config, values, accepted] of bad) {
     for (const value of values) {
       it.effect(`rejects ${name}=${value}, naming the variable, the value and what it accepts`, () =>
-        rejects(config, { [name]: value }, name, JSON.stringify(value), accepted))
+        rejects(config, { [name]: value }, name, `'${value}'`, accepted))
       it.effect(`rejects it within a default, too: ${name}=${value}`, () =>
         rejects(DiskStorageConfig.options({ blockBytes: 1, size: 1 }).pipe(Config.zip(DiskStorageConfig.ioEngine)), { [name]: value }, name))
     }
