@@ -8,7 +8,9 @@ import * as Slots from "./slots.js"
 const slotBytes = 64 * 1024
 
 // In consts: each call of a layer function makes another file.
-const StorageLayer = DiskStorage.layerConfig(DiskStorageConfig.options({ blockBytes: slotBytes, size: 1000 * slotBytes }))
+const StorageLayer = DiskStorage.layerConfig(
+  DiskStorageConfig.options({ blockBytes: slotBytes, size: 1000 * slotBytes })
+)
 const MainLayer = Slots.layer(slotBytes).pipe(Layer.provide(StorageLayer), Layer.provide(Linux.layer))
 
 const program = Effect.gen(function*() {

@@ -2,8 +2,8 @@
  * `npm start`: acquires a storage as the environment says, fills it with blocks, reads them back and compares, registers a handle,
  * unlinks, releases, and shows that nothing is left. Stop it with Ctrl-C at any moment.
  */
-import { FileSystem } from "@effect/platform/FileSystem"
 import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
+import { FileSystem } from "@effect/platform/FileSystem"
 import {
   AlignedBuffer,
   DiskStorage,
@@ -117,12 +117,20 @@ const use = (storage: DiskStorage.DiskStorage) =>
     yield* row("read", `${read}; every byte is the one written`)
 
     const acquireHandle = Effect.acquireRelease(
-      storage.withFd((fd) => Effect.succeed({ fd })),
-      () => row("handle", "released, before the file is closed")
+      storage.withFd((fd) =>
+        Effect.succeed({ fd })
+      ),
+      () =>
+        row("handle", "released, before the file is closed")
     )
     const { unlink } = yield* storage.registerThenUnlink(Handle, acquireHandle)
     const linked = (yield* storage.unlinked) ? "unlinked" : "still linked"
-    yield* row("handle", `registered (${yield* storage.isRegistered(Handle)}); then the file was ${unlink._tag === "Right" ? linked : unlink.left.message}`)
+    yield* row(
+      "handle",
+      `registered (${yield* storage.isRegistered(Handle)}); then the file was ${
+        unlink._tag === "Right" ? linked : unlink.left.message
+      }`
+    )
   })
 
 const program = Effect.gen(function*() {
@@ -141,7 +149,10 @@ const program = Effect.gen(function*() {
       "allocation",
       `${allocation.method}; overwrites ${allocation.overwritesMayRunOutOfSpace ? "may" : "cannot"} run out of space`
     )
-    yield* row("O_DIRECT", `${directIo.flag ? "set and read back" : "not set"}; I/O is ${directIo.verdict}: ${directIo.reason}`)
+    yield* row(
+      "O_DIRECT",
+      `${directIo.flag ? "set and read back" : "not set"}; I/O is ${directIo.verdict}: ${directIo.reason}`
+    )
     yield* row("alignment", `memory ${alignment.memory}, offset ${alignment.offset}, length ${alignment.length} bytes`)
     yield* row("engine", engine.name)
     yield* use(storage)
@@ -151,14 +162,20 @@ const program = Effect.gen(function*() {
   const descriptors = yield* descriptorsOf(storage.path)
   const exists = yield* fs.exists(storage.path)
   const released = (yield* freeSpace(directory)) - storage.held
-  yield* row("released", `descriptors on it: ${descriptors}; file: ${exists ? "STILL THERE" : "gone"}; given back: ${bytes(released)}`)
+  yield* row(
+    "released",
+    `descriptors on it: ${descriptors}; file: ${exists ? "STILL THERE" : "gone"}; given back: ${bytes(released)}`
+  )
   yield* Console.log("")
 })
 
 /** What a person needs to know of a failure: its message. A defect keeps its trace. */
 const explain = (cause: Cause.Cause<unknown>) => {
   if (Cause.isInterruptedOnly(cause)) return Console.error("\n  stopped, and released\n")
-  const failures = Array.from(Cause.failures(cause), (failure) => DiskStorageError.isDiskStorageError(failure) ? failure.message : String(failure))
+  const failures = Array.from(
+    Cause.failures(cause),
+    (failure) => DiskStorageError.isDiskStorageError(failure) ? failure.message : String(failure)
+  )
   return Console.error(`\n  ${failures.join("\n  ") || Cause.pretty(cause)}\n`)
 }
 

@@ -1,6 +1,6 @@
 /** A service that stands on a disk storage: numbered slots of one size. A slot whose write failed is empty. */
-import { AlignedBuffer, DiskStorage } from "effect-disk-storage"
-import type { DiskStorageError } from "effect-disk-storage"
+import { DiskStorage } from "effect-disk-storage"
+import type { AlignedBuffer, DiskStorageError } from "effect-disk-storage"
 import * as Context from "effect/Context"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"

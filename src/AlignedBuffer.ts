@@ -69,5 +69,6 @@ export const make = (byteLength: number): Effect.Effect<AlignedBuffer, BufferUna
       const bytes = slab.take(byteLength)
       return { [TypeId]: TypeId, bytes, byteLength: bytes.byteLength }
     },
-    catch: (error) => new BufferUnavailable({ byteLength, reason: error instanceof Error ? error.message : String(error) })
+    catch: (error) =>
+      new BufferUnavailable({ byteLength, reason: error instanceof Error ? error.message : String(error) })
   })

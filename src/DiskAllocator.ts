@@ -12,8 +12,8 @@ import type { AcquireError } from "./DiskStorageError.js"
 import { BudgetExceeded, InvalidOption } from "./DiskStorageError.js"
 import { makeAfter } from "./internal/diskStorage.js"
 import { resolve } from "./internal/options.js"
-import { IoEngine } from "./IoEngine.js"
-import { Syscalls } from "./Syscalls.js"
+import type { IoEngine } from "./IoEngine.js"
+import type { Syscalls } from "./Syscalls.js"
 
 /**
  * @since 0.1.0
@@ -65,7 +65,11 @@ export const make = (options: {
   Effect.gen(function*() {
     const { budget } = options
     if (!Number.isSafeInteger(budget) || budget <= 0) {
-      return yield* new InvalidOption({ option: "budget", value: String(budget), expected: "a whole number of bytes above 0" })
+      return yield* new InvalidOption({
+        option: "budget",
+        value: String(budget),
+        expected: "a whole number of bytes above 0"
+      })
     }
     const kernel = yield* Effect.context<Syscalls | IoEngine>()
     let available = budget

@@ -23,8 +23,11 @@ const variable = <A>(name: string, expected: string, parse: (text: string) => Op
   )
 
 const oneOf = <const A extends string>(name: string, ...values: ReadonlyArray<A>): Config.Config<A> =>
-  variable(name, values.join(", "), (text) =>
-    Option.fromNullable(values.find((value) => value === text.trim().toLowerCase())))
+  variable(
+    name,
+    values.join(", "),
+    (text) => Option.fromNullable(values.find((value) => value === text.trim().toLowerCase()))
+  )
 
 const on: ReadonlyArray<string> = ["1", "true", "on", "yes"]
 const off: ReadonlyArray<string> = ["0", "false", "off", "no"]
@@ -98,8 +101,11 @@ export const cacheBytes: Config.Config<number> = variable(
  * @category configs
  */
 export const numBlocks: Config.Config<Option.Option<number>> = Config.withDefault(
-  variable("DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS", "a whole number of blocks, 0 or above", (text) =>
-    /^\s*\d+\s*$/.test(text) && Number.isSafeInteger(Number(text)) ? Option.some(Number(text)) : Option.none()),
+  variable(
+    "DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS",
+    "a whole number of blocks, 0 or above",
+    (text) => /^\s*\d+\s*$/.test(text) && Number.isSafeInteger(Number(text)) ? Option.some(Number(text)) : Option.none()
+  ),
   0
 ).pipe(Config.map((blocks) => blocks > 0 ? Option.some(blocks) : Option.none()))
 
@@ -167,10 +173,16 @@ const sizeOf = (
     const total = blocks.value * blockBytes
     return total <= maxSize
       ? Either.right(total)
-      : Either.left(ConfigError.InvalidData([name], `${blocks.value} blocks of ${blockBytes} bytes exceed ${maxSize} bytes`))
+      : Either.left(
+        ConfigError.InvalidData([name], `${blocks.value} blocks of ${blockBytes} bytes exceed ${maxSize} bytes`)
+      )
   }
   return Either.fromOption(
     Option.orElse(bytes, () => Option.fromNullable(size)),
-    () => ConfigError.MissingData(["DYN_KVBM_DISK_CACHE_GB"], "set it to the size of the storage in gigabytes, such as 20 or 0.5")
+    () =>
+      ConfigError.MissingData(
+        ["DYN_KVBM_DISK_CACHE_GB"],
+        "set it to the size of the storage in gigabytes, such as 20 or 0.5"
+      )
   )
 }

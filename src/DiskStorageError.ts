@@ -331,7 +331,9 @@ export class ReleaseFailed extends Schema.TaggedError<ReleaseFailed>(id("Release
         ? `registration ${failure.key}: ${failure.cause}`
         : `${failure.step}: ${failure.cause.message}`
     )
-    const left = this.failures.some((failure) => failure.step === "unlink") ? " The file is left: remove it by hand." : ""
+    const left = this.failures.some((failure) => failure.step === "unlink")
+      ? " The file is left: remove it by hand."
+      : ""
     return `The release of ${this.path} was not clean: ${steps.join("; ")}.${left}`
   }
 }
@@ -426,4 +428,5 @@ const tags: ReadonlySet<unknown> = new Set<DiskStorageError["_tag"]>([
  * @since 0.1.0
  * @category guards
  */
-export const isDiskStorageError = (u: unknown): u is DiskStorageError => Predicate.hasProperty(u, "_tag") && tags.has(u._tag)
+export const isDiskStorageError = (u: unknown): u is DiskStorageError =>
+  Predicate.hasProperty(u, "_tag") && tags.has(u._tag)

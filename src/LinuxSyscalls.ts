@@ -21,4 +21,7 @@ import { Syscalls } from "./Syscalls.js"
  * @since 0.1.0
  * @category layers
  */
-export const layer: Layer.Layer<Syscalls, PlatformNotSupported> = Layer.effect(Syscalls, Effect.map(libc.make, fromKernel))
+export const layer: Layer.Layer<Syscalls, PlatformNotSupported> = Layer.effect(
+  Syscalls,
+  Effect.map(libc.make, fromKernel)
+)

@@ -13,13 +13,16 @@ const strictWriter = Effect.gen(function*() {
 })
 
 describe("AlignedBuffer", () => {
-  it.effect.each([1234, 4096, 4097, 16 * 1024 * 1024, 1_000_000])("of %d bytes satisfies a strict writer", (byteLength) =>
-    Effect.gen(function*() {
-      const write = yield* strictWriter
-      const { bytes } = yield* AlignedBuffer.make(byteLength)
-      assert.strictEqual(bytes.byteLength, Math.ceil(byteLength / 4096) * 4096)
-      assert.strictEqual(yield* write(bytes), bytes.byteLength)
-    }).pipe(Effect.provide(SimulatedSyscalls.layer({ profile: "lustre" }))))
+  it.effect.each([1234, 4096, 4097, 16 * 1024 * 1024, 1_000_000])(
+    "of %d bytes satisfies a strict writer",
+    (byteLength) =>
+      Effect.gen(function*() {
+        const write = yield* strictWriter
+        const { bytes } = yield* AlignedBuffer.make(byteLength)
+        assert.strictEqual(bytes.byteLength, Math.ceil(byteLength / 4096) * 4096)
+        assert.strictEqual(yield* write(bytes), bytes.byteLength)
+      }).pipe(Effect.provide(SimulatedSyscalls.layer({ profile: "lustre" })))
+  )
 
   it.effect("other memory is refused by it", () =>
     Effect.gen(function*() {
@@ -56,10 +59,13 @@ describe("AlignedBuffer", () => {
       assert.isTrue(bytes.every((byte) => byte === 7))
     }))
 
-  it.effect.each([0, -1, 1.5, NaN, Infinity, 2 ** 33])("of %d bytes is a typed failure", (byteLength) =>
-    Effect.gen(function*() {
-      const failure = yield* Effect.flip(AlignedBuffer.make(byteLength))
-      assert.strictEqual(failure._tag, "BufferUnavailable")
-      assert.include(failure.message, String(byteLength))
-    }))
+  it.effect.each([0, -1, 1.5, NaN, Infinity, 2 ** 33])(
+    "of %d bytes is a typed failure",
+    (byteLength) =>
+      Effect.gen(function*() {
+        const failure = yield* Effect.flip(AlignedBuffer.make(byteLength))
+        assert.strictEqual(failure._tag, "BufferUnavailable")
+        assert.include(failure.message, String(byteLength))
+      })
+  )
 })

@@ -32,8 +32,10 @@ const fail = (syscall: SyscallName, code: ErrnoCode, nth = 1) =>
 const journal = Effect.flatMap(SimulatedKernel, (kernel) => kernel.journal)
 const syscalls = Effect.map(journal, (entries) => entries.map(({ syscall }) => syscall))
 
-const nothingLeft = Effect.flatMap(SimulatedKernel, (kernel) =>
-  Effect.map(kernel.leaks, (leaks) => assert.deepStrictEqual(leaks, { fds: [], files: [], bytes: 0 })))
+const nothingLeft = Effect.flatMap(
+  SimulatedKernel,
+  (kernel) => Effect.map(kernel.leaks, (leaks) => assert.deepStrictEqual(leaks, { fds: [], files: [], bytes: 0 }))
+)
 
 /** What was logged, as level and text, and whatever else was given. */
 const logging = () => {
@@ -139,17 +141,20 @@ describe("acquire", () => {
       assert.isTrue(direct.directIo.flag)
     }).pipe(Effect.scoped, on({ profile: "storageScale" })))
 
-  it.effect.each(["default", "open-direct"] as const)("fails on ramfs, which refuses O_DIRECT: %s", (openStrategy) =>
-    Effect.gen(function*() {
-      const refused = yield* Effect.flip(DiskStorage.make({ size, openStrategy }))
-      assert.strictEqual(refused._tag, "DirectIoRefused")
-      if (refused._tag === "DirectIoRefused") assert.strictEqual(refused.cause?.code, "EINVAL")
-      yield* nothingLeft
-      const { layer, lines } = logging()
-      const buffered = yield* Effect.provide(DiskStorage.make({ size, openStrategy, directIo: "preferred" }), layer)
-      assert.deepStrictEqual([buffered.directIo.flag, buffered.directIo.verdict], [false, "buffered"])
-      assert.isTrue(lines.some((line) => line.startsWith("WARN I/O is buffered")))
-    }).pipe(Effect.scoped, on({ profile: "ramfs" })))
+  it.effect.each(["default", "open-direct"] as const)(
+    "fails on ramfs, which refuses O_DIRECT: %s",
+    (openStrategy) =>
+      Effect.gen(function*() {
+        const refused = yield* Effect.flip(DiskStorage.make({ size, openStrategy }))
+        assert.strictEqual(refused._tag, "DirectIoRefused")
+        if (refused._tag === "DirectIoRefused") assert.strictEqual(refused.cause?.code, "EINVAL")
+        yield* nothingLeft
+        const { layer, lines } = logging()
+        const buffered = yield* Effect.provide(DiskStorage.make({ size, openStrategy, directIo: "preferred" }), layer)
+        assert.deepStrictEqual([buffered.directIo.flag, buffered.directIo.verdict], [false, "buffered"])
+        assert.isTrue(lines.some((line) => line.startsWith("WARN I/O is buffered")))
+      }).pipe(Effect.scoped, on({ profile: "ramfs" }))
+  )
 
   it.effect("touches nothing of a file that took the name while it was reopened", () =>
     Effect.gen(function*() {
@@ -204,12 +209,15 @@ describe("acquire", () => {
       assert.include(failure.message, "ulimit -n")
     }).pipe(Effect.scoped, on({ maxFds: 0 })))
 
-  it.effect.each([0, -4096, 1.5, NaN, Infinity, Number.MAX_SAFE_INTEGER, 2 ** 53])("rejects a size of %d", (size) =>
-    Effect.gen(function*() {
-      const failure = yield* Effect.flip(DiskStorage.make({ size }))
-      assert.strictEqual(failure._tag, "InvalidOption")
-      assert.deepStrictEqual(yield* journal, [])
-    }).pipe(Effect.scoped, on()))
+  it.effect.each([0, -4096, 1.5, NaN, Infinity, Number.MAX_SAFE_INTEGER, 2 ** 53])(
+    "rejects a size of %d",
+    (size) =>
+      Effect.gen(function*() {
+        const failure = yield* Effect.flip(DiskStorage.make({ size }))
+        assert.strictEqual(failure._tag, "InvalidOption")
+        assert.deepStrictEqual(yield* journal, [])
+      }).pipe(Effect.scoped, on())
+  )
 
   it.effect.each(["", "/tmp/\0/x"])("rejects the directory %j", (directory) =>
     Effect.gen(function*() {
@@ -245,29 +253,32 @@ describe("zero-fill", () => {
   const zeroFill = { fallback: "zero-fill", directory: "/tmp" } as const
   const maxWrite = 16 * 1024 * 1024
 
-  it.effect.each([1234, 1_000_000, 10_000_000, 100_000_000])("of %d bytes makes only aligned writes", (size) =>
-    Effect.gen(function*() {
-      const storage = yield* DiskStorage.make({ ...zeroFill, size })
-      assert.strictEqual(storage.allocation.method, "zero-fill")
-      const entries = yield* journal
-      const writes = entries.filter(({ syscall }) => syscall === "pwrite")
-      const length = Math.ceil(size / 4096) * 4096
-      let reached = 0
-      for (const { length = 0, memory = 0, offset } of writes) {
-        assert.strictEqual(offset, reached)
-        assert.strictEqual(length % 4096, 0)
-        assert.isAtMost(length, maxWrite)
-        assert.isAtLeast(memory, 4096)
-        reached += length
-      }
-      assert.strictEqual(reached, length)
-      assert.strictEqual(writes.length, Math.ceil(length / maxWrite))
-      // Synced, and not trimmed.
-      assert.deepStrictEqual(entries.slice(-1).map(({ syscall }) => syscall), ["fdatasync"])
-      const kernel = yield* Syscalls.Syscalls
-      assert.strictEqual((yield* storage.withFd(kernel.statx)).size, length)
-      assert.strictEqual(storage.size, size)
-    }).pipe(Effect.scoped, on({ profile: "lustre" })))
+  it.effect.each([1234, 1_000_000, 10_000_000, 100_000_000])(
+    "of %d bytes makes only aligned writes",
+    (size) =>
+      Effect.gen(function*() {
+        const storage = yield* DiskStorage.make({ ...zeroFill, size })
+        assert.strictEqual(storage.allocation.method, "zero-fill")
+        const entries = yield* journal
+        const writes = entries.filter(({ syscall }) => syscall === "pwrite")
+        const length = Math.ceil(size / 4096) * 4096
+        let reached = 0
+        for (const { length = 0, memory = 0, offset } of writes) {
+          assert.strictEqual(offset, reached)
+          assert.strictEqual(length % 4096, 0)
+          assert.isAtMost(length, maxWrite)
+          assert.isAtLeast(memory, 4096)
+          reached += length
+        }
+        assert.strictEqual(reached, length)
+        assert.strictEqual(writes.length, Math.ceil(length / maxWrite))
+        // Synced, and not trimmed.
+        assert.deepStrictEqual(entries.slice(-1).map(({ syscall }) => syscall), ["fdatasync"])
+        const kernel = yield* Syscalls.Syscalls
+        assert.strictEqual((yield* storage.withFd(kernel.statx)).size, length)
+        assert.strictEqual(storage.size, size)
+      }).pipe(Effect.scoped, on({ profile: "lustre" }))
+  )
 
   it.effect("goes on after short writes, from the last aligned byte", () =>
     Effect.gen(function*() {
@@ -408,7 +419,7 @@ describe("transfers", () => {
       block.bytes.fill(0)
       yield* storage.read(0, block)
       assert.isTrue(block.bytes.every((byte) => byte === 3))
-      const offsets = (yield* journal).flatMap(({ offset, syscall }) => /^p/.test(syscall) ? [offset] : [])
+      const offsets = (yield* journal).flatMap(({ offset, syscall }) => syscall.startsWith("p") ? [offset] : [])
       assert.deepStrictEqual(offsets, [0, 512, 0, 4608])
     }).pipe(Effect.scoped, on()))
 
@@ -477,7 +488,8 @@ describe("registrations", () => {
       const order: Array<string> = []
       const handle = <A>(name: string, value: A) =>
         Effect.acquireRelease(Effect.succeed(value), () =>
-          Effect.map(syscalls, (calls) => void order.push(`${name} ${calls.includes("unlink") ? "late" : "in time"}`)))
+          Effect.map(syscalls, (calls) =>
+            void order.push(`${name} ${calls.includes("unlink") ? "late" : "in time"}`)))
       yield* Effect.scoped(Effect.gen(function*() {
         const storage = yield* DiskStorage.make({ size })
         assert.strictEqual(yield* storage.register(First, handle("first", "a")), "a")
@@ -548,7 +560,10 @@ describe("registrations", () => {
         acquired = true
         return "a"
       })
-      assert.strictEqual((yield* Effect.flip(storage.register(First, acquire, { linked: true })))._tag, "StorageUnlinked")
+      assert.strictEqual(
+        (yield* Effect.flip(storage.register(First, acquire, { linked: true })))._tag,
+        "StorageUnlinked"
+      )
       assert.strictEqual((yield* Effect.flip(storage.registerThenUnlink(First, acquire)))._tag, "StorageUnlinked")
       assert.isFalse(acquired)
       yield* storage.register(First, acquire)

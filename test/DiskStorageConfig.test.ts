@@ -88,8 +88,19 @@ describe("DiskStorageConfig", () => {
     ["DYN_KVBM_DISK_ZEROFILL_FALLBACK", DiskStorageConfig.zeroFillFallback, ["maybe", "2", "truee"], "true"],
     ["DYN_KVBM_DISK_DISABLE_O_DIRECT", DiskStorageConfig.disableDirectIo, ["maybe", "-1", "o n"], "off"],
     ["DYN_KVBM_DISK_ALLOCATOR_TYPE", DiskStorageConfig.openStrategy, ["direct", "open_direct"], "open-direct"],
-    ["DYN_KVBM_DISK_CACHE_GB", DiskStorageConfig.cacheBytes, ["0", "-1", "NaN", "x", "1e30", " ", "Infinity", "1e-30"], "gigabytes"],
-    ["DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS", DiskStorageConfig.numBlocks, ["-1", "1.5", "ten", "1e3", "99999999999999999999"], "whole"],
+    [
+      "DYN_KVBM_DISK_CACHE_GB",
+      DiskStorageConfig.cacheBytes,
+      ["0", "-1", "NaN", "x", "1e30", " ", "Infinity", "1e-30"],
+      "gigabytes"
+    ],
+    ["DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS", DiskStorageConfig.numBlocks, [
+      "-1",
+      "1.5",
+      "ten",
+      "1e3",
+      "99999999999999999999"
+    ], "whole"],
     ["DISK_STORAGE_IO_ENGINE", DiskStorageConfig.ioEngine, ["uring", "fast"], "io_uring"]
   ]
   for (const [name, config, values, accepted] of bad) {
@@ -97,7 +108,9 @@ describe("DiskStorageConfig", () => {
       it.effect(`rejects ${name}=${value}, naming the variable, the value and what it accepts`, () =>
         rejects(config, { [name]: value }, name, `'${value}'`, accepted))
       it.effect(`rejects it within a default, too: ${name}=${value}`, () =>
-        rejects(DiskStorageConfig.options({ blockBytes: 1, size: 1 }).pipe(Config.zip(DiskStorageConfig.ioEngine)), { [name]: value }, name))
+        rejects(DiskStorageConfig.options({ blockBytes: 1, size: 1 }).pipe(Config.zip(DiskStorageConfig.ioEngine)), {
+          [name]: value
+        }, name))
     }
   }
 
@@ -106,10 +119,13 @@ describe("DiskStorageConfig", () => {
       assert.isTrue(yield* load(DiskStorageConfig.disableDirectIo, { DYN_KVBM_DISK_DISABLE_O_DIRECT: value }))
     }))
 
-  it.effect.each(["0", "false", "off", "no", "FALSE", " No ", ""])("switches off for %s", (value) =>
-    Effect.gen(function*() {
-      assert.isFalse(yield* load(DiskStorageConfig.disableDirectIo, { DYN_KVBM_DISK_DISABLE_O_DIRECT: value }))
-    }))
+  it.effect.each(["0", "false", "off", "no", "FALSE", " No ", ""])(
+    "switches off for %s",
+    (value) =>
+      Effect.gen(function*() {
+        assert.isFalse(yield* load(DiskStorageConfig.disableDirectIo, { DYN_KVBM_DISK_DISABLE_O_DIRECT: value }))
+      })
+  )
 
   it.effect("reads single variables", () =>
     Effect.gen(function*() {

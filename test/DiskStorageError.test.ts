@@ -7,7 +7,11 @@ const path = "/tmp/dynamo-kvbm-disk-cache-eds-abcdef"
 const cause = new SyscallError({ syscall: "fallocate", errno: 28, code: "ENOSPC", fd: 7 })
 
 const samples = [
-  [Errors.PlatformNotSupported, new Errors.PlatformNotSupported({ platform: "darwin", arch: "arm64", reason: "no" }), "darwin"],
+  [
+    Errors.PlatformNotSupported,
+    new Errors.PlatformNotSupported({ platform: "darwin", arch: "arm64", reason: "no" }),
+    "darwin"
+  ],
   [Errors.BufferUnavailable, new Errors.BufferUnavailable({ byteLength: 77, reason: "no" }), "77"],
   [Errors.InvalidOption, new Errors.InvalidOption({ option: "size", value: "-1", expected: "more" }), "size is -1"],
   [Errors.DirectoryUnusable, new Errors.DirectoryUnusable({ directory: "/nowhere", cause }), "/nowhere"],
@@ -33,7 +37,10 @@ const samples = [
   [Errors.DuplicateKey, new Errors.DuplicateKey({ key: "Nixl" }), "Nixl"],
   [
     Errors.ReleaseFailed,
-    new Errors.ReleaseFailed({ path, failures: [{ step: "close", cause }, { step: "registration", key: "a", cause: "b" }] }),
+    new Errors.ReleaseFailed({
+      path,
+      failures: [{ step: "close", cause }, { step: "registration", key: "a", cause: "b" }]
+    }),
     "close: fallocate of fd 7 failed with ENOSPC (errno 28); registration a: b"
   ],
   [Errors.BudgetExceeded, new Errors.BudgetExceeded({ requested: 3, available: 2, budget: 4 }), "budget of 4"]

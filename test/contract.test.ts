@@ -31,7 +31,9 @@ const script = (directory: string) =>
         }
       })
     const needed = <A>(answer: A | undefined): Effect.Effect<A> =>
-      answer === undefined ? Effect.dieMessage(`the script cannot go on after ${answers.at(-1)}`) : Effect.succeed(answer)
+      answer === undefined
+        ? Effect.dieMessage(`the script cannot go on after ${answers.at(-1)}`)
+        : Effect.succeed(answer)
     const length = (path: string) => path.length - directory.length
     const longName = "n".repeat(256)
     const longPath = `${directory}${"/d".repeat(2048)}`
@@ -84,8 +86,11 @@ const script = (directory: string) =>
     const state = (what: string) =>
       ask(what, kernel.statx(fd), ({ allocated, links, size }) => [size, links, allocated > 0 ? "blocks" : "no blocks"])
     yield* state("statx of the empty file")
-    yield* ask("statx of direct I/O", kernel.statx(fd), ({ directIo }) =>
-      directIo === undefined ? "no answer" : [directIo.offsetAlignment])
+    yield* ask(
+      "statx of direct I/O",
+      kernel.statx(fd),
+      ({ directIo }) => directIo === undefined ? "no answer" : [directIo.offsetAlignment]
+    )
     yield* ask("fstatfs", kernel.fstatfs(fd), ({ blockSize, type }) => [type, blockSize])
 
     yield* ask("fallocate nothing", kernel.fallocate(fd, 0, 0, 0))
@@ -238,12 +243,15 @@ describeReal("ramfs", { name: "O_DIRECT at creation" }, (it) => {
       const real = yield* Effect.flip(kernel.mkostemp(`${directory}/file-`, kernel.flags.O_DIRECT))
       assert.strictEqual(real.code, "EINVAL")
       assert.strictEqual(readdirSync(directory).length, 1)
-      const played = yield* simulated({ profile: "ramfs" }, Effect.gen(function*() {
-        const kernel = yield* Syscalls
-        const control = yield* SimulatedSyscalls.SimulatedKernel
-        const failure = yield* Effect.flip(kernel.mkostemp("/tmp/file-", kernel.flags.O_DIRECT))
-        return [failure.code, (yield* control.leaks).files.length]
-      }))
+      const played = yield* simulated(
+        { profile: "ramfs" },
+        Effect.gen(function*() {
+          const kernel = yield* Syscalls
+          const control = yield* SimulatedSyscalls.SimulatedKernel
+          const failure = yield* Effect.flip(kernel.mkostemp("/tmp/file-", kernel.flags.O_DIRECT))
+          return [failure.code, (yield* control.leaks).files.length]
+        })
+      )
       assert.deepStrictEqual(played, ["EINVAL", 1])
     }))
 })
@@ -263,77 +271,92 @@ describeReal("ext4", { name: "the mode of what is made" }, (it) => {
 
 describe("the simulated kernel", () => {
   it.effect("gives the lowest free number, and EMFILE above its quota", () =>
-    simulated({ maxFds: 3 }, Effect.gen(function*() {
-      const kernel = yield* Syscalls
-      const files = yield* Effect.replicateEffect(kernel.mkostemp("/tmp/file-", 0), 3)
-      const fds = files.map((file) => file.fd)
-      assert.strictEqual((yield* Effect.flip(kernel.mkostemp("/tmp/file-", 0))).code, "EMFILE")
-      const [first, second] = fds
-      if (first === undefined || second === undefined) return assert.fail("no descriptors")
-      yield* kernel.close(second)
-      yield* kernel.close(first)
-      assert.strictEqual((yield* kernel.mkostemp("/tmp/file-", 0)).fd, first)
-      assert.strictEqual((yield* kernel.mkostemp("/tmp/file-", 0)).fd, second)
-    })))
+    simulated(
+      { maxFds: 3 },
+      Effect.gen(function*() {
+        const kernel = yield* Syscalls
+        const files = yield* Effect.replicateEffect(kernel.mkostemp("/tmp/file-", 0), 3)
+        const fds = files.map((file) => file.fd)
+        assert.strictEqual((yield* Effect.flip(kernel.mkostemp("/tmp/file-", 0))).code, "EMFILE")
+        const [first, second] = fds
+        if (first === undefined || second === undefined) return assert.fail("no descriptors")
+        yield* kernel.close(second)
+        yield* kernel.close(first)
+        assert.strictEqual((yield* kernel.mkostemp("/tmp/file-", 0)).fd, first)
+        assert.strictEqual((yield* kernel.mkostemp("/tmp/file-", 0)).fd, second)
+      })
+    ))
 
   it.effect("keeps an unlinked file until its last close", () =>
-    simulated({}, Effect.gen(function*() {
-      const kernel = yield* Syscalls
-      const control = yield* SimulatedSyscalls.SimulatedKernel
-      const { fd, path } = yield* kernel.mkostemp("/tmp/file-", 0)
-      yield* kernel.fallocate(fd, 0, 0, 8192)
-      const again = yield* kernel.open(path, kernel.flags.O_RDWR)
-      yield* kernel.unlink(path)
-      yield* kernel.close(fd)
-      assert.deepStrictEqual(yield* control.leaks, { fds: [again], files: [], bytes: 8192 })
-      yield* kernel.close(again)
-      assert.deepStrictEqual(yield* control.leaks, { fds: [], files: [], bytes: 0 })
-    })))
+    simulated(
+      {},
+      Effect.gen(function*() {
+        const kernel = yield* Syscalls
+        const control = yield* SimulatedSyscalls.SimulatedKernel
+        const { fd, path } = yield* kernel.mkostemp("/tmp/file-", 0)
+        yield* kernel.fallocate(fd, 0, 0, 8192)
+        const again = yield* kernel.open(path, kernel.flags.O_RDWR)
+        yield* kernel.unlink(path)
+        yield* kernel.close(fd)
+        assert.deepStrictEqual(yield* control.leaks, { fds: [again], files: [], bytes: 8192 })
+        yield* kernel.close(again)
+        assert.deepStrictEqual(yield* control.leaks, { fds: [], files: [], bytes: 0 })
+      })
+    ))
 
   it.effect("needs new space to overwrite on btrfs, unless the file is NOCOW", () =>
-    simulated({ profile: "btrfs", capacity: 8192 }, Effect.gen(function*() {
-      const kernel = yield* Syscalls
-      const rewrite = (flags: number) =>
-        Effect.gen(function*() {
-          const { fd, path } = yield* kernel.mkostemp("/tmp/file-", 0)
-          yield* kernel.ioctlSetFlags(fd, flags)
-          yield* kernel.fallocate(fd, 0, 0, 8192)
-          const outcome = yield* Effect.either(kernel.pwrite(fd, new Uint8Array(4096).fill(1), 0))
-          yield* kernel.unlink(path)
-          yield* kernel.close(fd)
-          return outcome._tag === "Right" ? outcome.right : outcome.left.code
-        })
-      assert.strictEqual(yield* rewrite(0), "ENOSPC")
-      assert.strictEqual(yield* rewrite(FS_NOCOW_FL), 4096)
-    })))
+    simulated(
+      { profile: "btrfs", capacity: 8192 },
+      Effect.gen(function*() {
+        const kernel = yield* Syscalls
+        const rewrite = (flags: number) =>
+          Effect.gen(function*() {
+            const { fd, path } = yield* kernel.mkostemp("/tmp/file-", 0)
+            yield* kernel.ioctlSetFlags(fd, flags)
+            yield* kernel.fallocate(fd, 0, 0, 8192)
+            const outcome = yield* Effect.either(kernel.pwrite(fd, new Uint8Array(4096).fill(1), 0))
+            yield* kernel.unlink(path)
+            yield* kernel.close(fd)
+            return outcome._tag === "Right" ? outcome.right : outcome.left.code
+          })
+        assert.strictEqual(yield* rewrite(0), "ENOSPC")
+        assert.strictEqual(yield* rewrite(FS_NOCOW_FL), 4096)
+      })
+    ))
 
   it.effect("ignores F_SETFL as Storage Scale does, and takes O_DIRECT at open", () =>
-    simulated({ profile: "storageScale" }, Effect.gen(function*() {
-      const kernel = yield* Syscalls
-      const { O_DIRECT, O_RDWR } = kernel.flags
-      const { fd, path } = yield* kernel.mkostemp("/tmp/file-", 0)
-      yield* kernel.fcntlSetFlags(fd, O_DIRECT)
-      assert.strictEqual((yield* kernel.fcntlGetFlags(fd)) & O_DIRECT, 0)
-      const again = yield* kernel.open(path, O_RDWR | O_DIRECT)
-      assert.strictEqual((yield* kernel.fcntlGetFlags(again)) & O_DIRECT, O_DIRECT)
-    })))
+    simulated(
+      { profile: "storageScale" },
+      Effect.gen(function*() {
+        const kernel = yield* Syscalls
+        const { O_DIRECT, O_RDWR } = kernel.flags
+        const { fd, path } = yield* kernel.mkostemp("/tmp/file-", 0)
+        yield* kernel.fcntlSetFlags(fd, O_DIRECT)
+        assert.strictEqual((yield* kernel.fcntlGetFlags(fd)) & O_DIRECT, 0)
+        const again = yield* kernel.open(path, O_RDWR | O_DIRECT)
+        assert.strictEqual((yield* kernel.fcntlGetFlags(again)) & O_DIRECT, O_DIRECT)
+      })
+    ))
 
   it.effect("is as strict as lustre about address, offset and length", () =>
-    simulated({ profile: "lustre" }, Effect.gen(function*() {
-      const kernel = yield* Syscalls
-      const { fd } = yield* kernel.mkostemp("/tmp/file-", 0)
-      yield* kernel.fcntlSetFlags(fd, kernel.flags.O_DIRECT)
-      const { bytes } = yield* AlignedBuffer.make(8192)
-      assert.strictEqual(yield* kernel.pwrite(fd, bytes.subarray(4096), 4096), 4096)
-      const refused: ReadonlyArray<readonly [Uint8Array, number]> = [
-        [bytes.subarray(0, 512), 0],
-        [bytes.subarray(0, 4096), 512],
-        [bytes.subarray(512, 4608), 0],
-        [new Uint8Array(4096), 0]
-      ]
-      for (const [memory, offset] of refused) {
-        assert.strictEqual((yield* Effect.flip(kernel.pwrite(fd, memory, offset))).code, "EINVAL")
-        assert.strictEqual((yield* Effect.flip(kernel.pread(fd, memory, offset))).code, "EINVAL")
-      }
-    })))
+    simulated(
+      { profile: "lustre" },
+      Effect.gen(function*() {
+        const kernel = yield* Syscalls
+        const { fd } = yield* kernel.mkostemp("/tmp/file-", 0)
+        yield* kernel.fcntlSetFlags(fd, kernel.flags.O_DIRECT)
+        const { bytes } = yield* AlignedBuffer.make(8192)
+        assert.strictEqual(yield* kernel.pwrite(fd, bytes.subarray(4096), 4096), 4096)
+        const refused: ReadonlyArray<readonly [Uint8Array, number]> = [
+          [bytes.subarray(0, 512), 0],
+          [bytes.subarray(0, 4096), 512],
+          [bytes.subarray(512, 4608), 0],
+          [new Uint8Array(4096), 0]
+        ]
+        for (const [memory, offset] of refused) {
+          assert.strictEqual((yield* Effect.flip(kernel.pwrite(fd, memory, offset))).code, "EINVAL")
+          assert.strictEqual((yield* Effect.flip(kernel.pread(fd, memory, offset))).code, "EINVAL")
+        }
+      })
+    ))
 })

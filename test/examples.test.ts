@@ -36,7 +36,9 @@ describe("examples", { timeout: 120_000 }, () => {
       DYN_KVBM_DISK_DISABLE_O_DIRECT: buffered
     })
     assert.strictEqual(status, 0, stderr)
-    for (const line of ["every byte is the one written", "then the file was unlinked", "descriptors on it: 0; file: gone"]) {
+    for (
+      const line of ["every byte is the one written", "then the file was unlinked", "descriptors on it: 0; file: gone"]
+    ) {
       assert.include(stdout, line)
     }
     assert.include(stdout, buffered === "true" ? "O_DIRECT was not asked for" : "set and read back")

@@ -92,7 +92,9 @@ describe.each(profiles)("on %s", { timeout: 120_000 }, (profile) => {
         if (Exit.isFailure(baseline.exit)) oneTypedFailure(baseline, "no fault")
         for (const { call, syscall } of baseline.journal) {
           for (const code of errnosBySyscall[syscall]) {
-            const run = yield* history({ profile }, options, { faults: [{ nth: call, outcome: { _tag: "Fail", code } }] })
+            const run = yield* history({ profile }, options, {
+              faults: [{ nth: call, outcome: { _tag: "Fail", code } }]
+            })
             oneFault(baseline, run, policy, call, code, `call ${call}, ${syscall}: ${code}`)
           }
           yield* breathe

@@ -24,8 +24,20 @@ const size = FastCheck.oneof(
 )
 
 const errno: FastCheck.Arbitrary<Fault> = FastCheck.constantFrom<Array<SyscallName>>(
-  "mkdir", "mkostemp", "open", "fcntlGetFlags", "fcntlSetFlags", "ioctlGetFlags", "ioctlSetFlags", "fallocate",
-  "ftruncate", "pread", "pwrite", "fdatasync", "statx", "fstatfs"
+  "mkdir",
+  "mkostemp",
+  "open",
+  "fcntlGetFlags",
+  "fcntlSetFlags",
+  "ioctlGetFlags",
+  "ioctlSetFlags",
+  "fallocate",
+  "ftruncate",
+  "pread",
+  "pwrite",
+  "fdatasync",
+  "statx",
+  "fstatfs"
 ).chain((syscall) =>
   FastCheck.record({
     syscall: FastCheck.constant(syscall),
@@ -74,7 +86,9 @@ describe("properties", { timeout: 120_000 }, () => {
           assert.strictEqual([...Cause.defects(run.exit.cause)].length, 0, Cause.pretty(run.exit.cause))
           for (const failure of Cause.failures(run.exit.cause)) assert.isTrue(isDiskStorageError(failure))
         }
-        const created = run.journal.findIndex(({ result, syscall }) => syscall === "mkostemp" && typeof result === "number")
+        const created = run.journal.findIndex(({ result, syscall }) =>
+          syscall === "mkostemp" && typeof result === "number"
+        )
         if (created !== -1) assert.isTrue(run.journal.slice(created).some(({ syscall }) => syscall === "close"))
       }),
     { fastCheck: { numRuns: 1000 } }
@@ -86,7 +100,11 @@ describe("properties", { timeout: 120_000 }, () => {
     ({ policy, profile, size }) =>
       Effect.gen(function*() {
         const kernel = yield* Syscalls
-        const storage = yield* DiskStorage.make({ ...policy, size, directIo: policy.directIo === "required" ? "preferred" : policy.directIo })
+        const storage = yield* DiskStorage.make({
+          ...policy,
+          size,
+          directIo: policy.directIo === "required" ? "preferred" : policy.directIo
+        })
         const unit = Math.max(4096, storage.alignment.offset)
         assert.strictEqual((yield* storage.withFd(kernel.statx)).size, Math.ceil(size / unit) * unit)
         assert.strictEqual(storage.size, size)
@@ -101,7 +119,9 @@ describe("properties", { timeout: 120_000 }, () => {
     {
       profile,
       size: FastCheck.integer({ min: 1, max: 40_000 }),
-      shorts: FastCheck.array(short.filter(({ outcome }) => outcome._tag === "Short" && outcome.bytes >= 4096), { maxLength: 6 }),
+      shorts: FastCheck.array(short.filter(({ outcome }) => outcome._tag === "Short" && outcome.bytes >= 4096), {
+        maxLength: 6
+      }),
       steps: FastCheck.array(
         FastCheck.record({
           kind: FastCheck.constantFrom("readBytes" as const, "writeBytes" as const, "read" as const, "write" as const),

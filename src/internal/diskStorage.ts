@@ -90,7 +90,8 @@ const makeRegistrations = (file: temporaryFile.TemporaryFile, door: Door) => {
   const registration: DiskStorage["registration"] = (tag) =>
     door.enter(() => Effect.sync(() => Context.getOption(services, tag)))
 
-  const isRegistered: DiskStorage["isRegistered"] = (tag) => Effect.map(registration(tag), (found) => found._tag === "Some")
+  const isRegistered: DiskStorage["isRegistered"] = (tag) =>
+    Effect.map(registration(tag), (found) => found._tag === "Some")
 
   const deregister: DiskStorage["deregister"] = (tag) =>
     door.enter(() => {
@@ -110,8 +111,10 @@ const makeRegistrations = (file: temporaryFile.TemporaryFile, door: Door) => {
       return Effect.forEach(
         newestFirst,
         ([key, scope]) =>
-          Effect.catchAllCause(Scope.close(scope, exit), (cause) =>
-            Effect.sync(() => failures.push({ step: "registration", key, cause: Cause.pretty(cause) }))),
+          Effect.catchAllCause(
+            Scope.close(scope, exit),
+            (cause) => Effect.sync(() => failures.push({ step: "registration", key, cause: Cause.pretty(cause) }))
+          ),
         { discard: true }
       )
     })
@@ -128,7 +131,8 @@ const makeTransfers = (
   bounceLock: Effect.Semaphore
 ) => {
   const outOfBounds = (offset: number, length: number): OutOfBounds | undefined =>
-    Number.isSafeInteger(offset) && offset >= 0 && Number.isSafeInteger(length) && length >= 0 && length <= size - offset
+    Number.isSafeInteger(offset) && offset >= 0 && Number.isSafeInteger(length) && length >= 0 &&
+      length <= size - offset
       ? undefined
       : new OutOfBounds({ offset, length, size })
 
@@ -182,11 +186,15 @@ const makeTransfers = (
           catch: (error) => new BufferUnavailable({ byteLength: length, reason: String(error) })
         })
         if (length === 0) return result
-        yield* overChunks(offset, length, (chunk, start, end) =>
-          Effect.tap(engine.read(fd, chunk, start, alignment.offset), () => {
-            const from = Math.max(start, offset)
-            result.set(chunk.subarray(from - start, Math.min(end, offset + length) - start), from - offset)
-          }))
+        yield* overChunks(
+          offset,
+          length,
+          (chunk, start, end) =>
+            Effect.tap(engine.read(fd, chunk, start, alignment.offset), () => {
+              const from = Math.max(start, offset)
+              result.set(chunk.subarray(from - start, Math.min(end, offset + length) - start), from - offset)
+            })
+        )
         return result
       }))
     })
@@ -258,11 +266,13 @@ const acquire = (
 
     const unlinkLock = yield* Effect.makeSemaphore(1)
     const unlink = door.enter((restore) =>
-      restore(unlinkLock.withPermits(1)(Effect.suspend(() =>
-        file.linked
-          ? Effect.mapError(temporaryFile.unlink(syscalls, file), (cause) => new UnlinkFailed({ path, cause }))
-          : Effect.void
-      )))
+      restore(
+        unlinkLock.withPermits(1)(Effect.suspend(() =>
+          file.linked
+            ? Effect.mapError(temporaryFile.unlink(syscalls, file), (cause) => new UnlinkFailed({ path, cause }))
+            : Effect.void
+        ))
+      )
     )
     const registerThenUnlink: DiskStorage["registerThenUnlink"] = (tag, acquire) =>
       Effect.flatMap(registrations.register(tag, acquire, { linked: true }), (registration) =>
@@ -293,9 +303,9 @@ const acquire = (
       deregister: registrations.deregister,
       close: Effect.uninterruptible(Scope.close(scope, Exit.void)).pipe(
         Effect.zipRight(Deferred.await(released)),
-        Effect.zipRight(Effect.suspend(() =>
-          failures.length === 0 ? Effect.void : Effect.fail(new ReleaseFailed({ path, failures }))
-        ))
+        Effect.zipRight(
+          Effect.suspend(() => failures.length === 0 ? Effect.void : Effect.fail(new ReleaseFailed({ path, failures })))
+        )
       )
     }
   })
@@ -309,12 +319,17 @@ export const makeAfter = <E, R>(
   options: ResolvedOptions
 ): Effect.Effect<DiskStorage, AcquireError | E, Syscalls | IoEngine | Scope.Scope | R> =>
   Effect.uninterruptibleMask((restore) =>
-    Effect.flatMap(Effect.scope, (outer) =>
-      Effect.flatMap(Scope.fork(outer, ExecutionStrategy.sequential), (scope) =>
-        restore(Effect.zipRight(prologue, acquire(options, scope))).pipe(
-          Scope.extend(scope),
-          Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
-        )))
+    Effect.flatMap(
+      Effect.scope,
+      (outer) =>
+        Effect.flatMap(Scope.fork(outer, ExecutionStrategy.sequential), (scope) =>
+          restore(Effect.zipRight(prologue, acquire(options, scope))).pipe(
+            Scope.extend(scope),
+            Effect.onError((cause) =>
+              Scope.close(scope, Exit.failCause(cause))
+            )
+          ))
+    )
   ).pipe(Effect.withSpan("DiskStorage.make", { attributes: { ...options } }))
 
 export const make = (

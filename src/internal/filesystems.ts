@@ -28,7 +28,11 @@ export const overwritesMayRunOutOfSpace = (type: number, nocow: boolean): boolea
   type === BTRFS ? !nocow : !rewritesInPlace.has(filesystemName(type))
 
 /** Whether I/O through a descriptor that has O_DIRECT is direct. The flag alone proves nothing: tmpfs takes it too. */
-export const directIoVerdict = (type: number, nocow: boolean, directIo: Statx["directIo"]): Omit<DirectIoState, "flag"> => {
+export const directIoVerdict = (
+  type: number,
+  nocow: boolean,
+  directIo: Statx["directIo"]
+): Omit<DirectIoState, "flag"> => {
   if (directIo !== undefined) {
     return directIo.offsetAlignment === 0
       ? { verdict: "buffered", reason: "statx answers that this file has no direct I/O (data journaling, for example)" }

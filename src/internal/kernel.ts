@@ -82,7 +82,10 @@ export const fromKernel = (kernel: Kernel): Syscalls => ({
   fcntlGetFlags: (fd) => call("fcntlGetFlags", { fd }, kernel.fcntlGetFlags(fd)),
   fcntlSetFlags: (fd, flags) => Effect.asVoid(call("fcntlSetFlags", { fd }, kernel.fcntlSetFlags(fd, flags))),
   ioctlGetFlags: (fd) =>
-    Effect.map(callOut<number>("ioctlGetFlags", { fd }, (flags) => kernel.ioctlGetFlags(fd, flags)), (out) => out.value),
+    Effect.map(
+      callOut<number>("ioctlGetFlags", { fd }, (flags) => kernel.ioctlGetFlags(fd, flags)),
+      (out) => out.value
+    ),
   ioctlSetFlags: (fd, flags) => Effect.asVoid(call("ioctlSetFlags", { fd }, kernel.ioctlSetFlags(fd, flags))),
   fallocate: (fd, mode, offset, length) =>
     Effect.asVoid(call("fallocate", { fd }, kernel.fallocate(fd, mode, offset, length))),

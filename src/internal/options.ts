@@ -26,7 +26,9 @@ const oneOf = <const A extends string>(option: string, values: ReadonlyArray<A>,
     ? Effect.succeed(fallback)
     : values.includes(value)
     ? Effect.succeed(value)
-    : Effect.fail(new InvalidOption({ option, value: JSON.stringify(value) ?? String(value), expected: values.join(", ") }))
+    : Effect.fail(
+      new InvalidOption({ option, value: JSON.stringify(value) ?? String(value), expected: values.join(", ") })
+    )
 
 export const resolve = (options: DiskStorageOptions): Effect.Effect<ResolvedOptions, InvalidOption> =>
   Effect.gen(function*() {

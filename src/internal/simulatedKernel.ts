@@ -4,14 +4,7 @@ import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import * as FiberId from "effect/FiberId"
 import { Buffer } from "node:buffer"
-import type {
-  Fault,
-  JournalEntry,
-  Leaks,
-  Profile,
-  SimulatedKernel,
-  SimulatedOptions
-} from "../SimulatedSyscalls.js"
+import type { Fault, JournalEntry, Leaks, Profile, SimulatedKernel, SimulatedOptions } from "../SimulatedSyscalls.js"
 import type { ErrnoCode, OpenFlags, Statx, SyscallName } from "../Syscalls.js"
 import { errnos, FS_NOCOW_FL } from "../Syscalls.js"
 import type { Kernel } from "./kernel.js"
@@ -124,7 +117,9 @@ interface Description {
 
 type Answer = number | ErrnoCode
 
-export const make = (options: SimulatedOptions): { readonly kernel: Kernel; readonly control: Omit<SimulatedKernel, symbol> } => {
+export const make = (
+  options: SimulatedOptions
+): { readonly kernel: Kernel; readonly control: Omit<SimulatedKernel, symbol> } => {
   const { capacity = 1024 ** 3, directories = ["/tmp"], files = [], maxFds = 1024, profile = "ext4" } = options
   const filesystem = filesystems[profile]
   const names = new Map<string, File | "directory">([["", "directory"]])
@@ -161,7 +156,14 @@ export const make = (options: SimulatedOptions): { readonly kernel: Kernel; read
     return { path: at }
   }
 
-  const newFile = (): File => ({ inode: nextInode++, blocks: new Map(), size: 0, links: 1, descriptors: 0, inodeFlags: 0 })
+  const newFile = (): File => ({
+    inode: nextInode++,
+    blocks: new Map(),
+    size: 0,
+    links: 1,
+    descriptors: 0,
+    inodeFlags: 0
+  })
 
   for (const path of directories) {
     const parts = components(path)
@@ -208,7 +210,8 @@ export const make = (options: SimulatedOptions): { readonly kernel: Kernel; read
   const misaligned = ({ flags: held }: Description, bytes: Uint8Array, offset: number): boolean => {
     const { strict } = filesystem
     return (held & flags.O_DIRECT) !== 0 &&
-      (offset % strict.offset !== 0 || bytes.byteLength % strict.offset !== 0 || addressAlignment(bytes) < strict.memory)
+      (offset % strict.offset !== 0 || bytes.byteLength % strict.offset !== 0 ||
+        addressAlignment(bytes) < strict.memory)
   }
 
   const read = ({ file }: Description, into: Uint8Array, offset: number): Answer => {
@@ -282,7 +285,9 @@ export const make = (options: SimulatedOptions): { readonly kernel: Kernel; read
       const call = ++calls
       const nth = (counts.get(syscall) ?? 0) + 1
       counts.set(syscall, nth)
-      const due = faults.filter((fault) => fault.syscall === undefined ? fault.nth === call : fault.syscall === syscall && fault.nth === nth)
+      const due = faults.filter((fault) =>
+        fault.syscall === undefined ? fault.nth === call : fault.syscall === syscall && fault.nth === nth
+      )
       let failure: ErrnoCode | undefined
       let most = Infinity
       let late: Duration.DurationInput | undefined
@@ -332,8 +337,7 @@ export const make = (options: SimulatedOptions): { readonly kernel: Kernel; read
         names.set(name.path, "directory")
         return 0
       }),
-    mkostemp: (prefix, openFlags, path) =>
-      perform("mkostemp", { path: prefix }, () => create(prefix, openFlags, path)),
+    mkostemp: (prefix, openFlags, path) => perform("mkostemp", { path: prefix }, () => create(prefix, openFlags, path)),
     open: (path, openFlags) =>
       perform("open", { path }, () => {
         const name = lookup(path)
@@ -344,7 +348,8 @@ export const make = (options: SimulatedOptions): { readonly kernel: Kernel; read
         if ((openFlags & flags.O_DIRECT) !== 0 && filesystem.openDirect === "refused") return "EINVAL"
         return openFile(file, openFlags)
       }),
-    fcntlGetFlags: (fd) => perform("fcntlGetFlags", { fd }, () => withDescription(fd, (description) => description.flags)),
+    fcntlGetFlags: (fd) =>
+      perform("fcntlGetFlags", { fd }, () => withDescription(fd, (description) => description.flags)),
     fcntlSetFlags: (fd, newFlags) =>
       perform("fcntlSetFlags", { fd }, () =>
         withDescription(fd, (description) => {
@@ -398,20 +403,28 @@ export const make = (options: SimulatedOptions): { readonly kernel: Kernel; read
           return 0
         })),
     pread: (fd, into, offset) =>
-      perform("pread", { fd, offset, length: into.byteLength, memory: addressAlignment(into) }, (most) =>
-        withDescription(fd, (description) => {
-          if ((description.flags & O_ACCMODE) === O_WRONLY) return "EBADF"
-          if (offset < 0 || misaligned(description, into, offset)) return "EINVAL"
-          return read(description, into.subarray(0, Math.min(most, into.byteLength)), offset)
-        })),
+      perform(
+        "pread",
+        { fd, offset, length: into.byteLength, memory: addressAlignment(into) },
+        (most) =>
+          withDescription(fd, (description) => {
+            if ((description.flags & O_ACCMODE) === O_WRONLY) return "EBADF"
+            if (offset < 0 || misaligned(description, into, offset)) return "EINVAL"
+            return read(description, into.subarray(0, Math.min(most, into.byteLength)), offset)
+          })
+      ),
     pwrite: (fd, from, offset) =>
-      perform("pwrite", { fd, offset, length: from.byteLength, memory: addressAlignment(from) }, (most) =>
-        withDescription(fd, (description) => {
-          if ((description.flags & O_ACCMODE) === 0) return "EBADF"
-          if (offset < 0 || misaligned(description, from, offset)) return "EINVAL"
-          if (offset + from.byteLength > filesystem.maxFileBytes) return "EFBIG"
-          return write(description, from.subarray(0, Math.min(most, from.byteLength)), offset)
-        })),
+      perform(
+        "pwrite",
+        { fd, offset, length: from.byteLength, memory: addressAlignment(from) },
+        (most) =>
+          withDescription(fd, (description) => {
+            if ((description.flags & O_ACCMODE) === 0) return "EBADF"
+            if (offset < 0 || misaligned(description, from, offset)) return "EINVAL"
+            if (offset + from.byteLength > filesystem.maxFileBytes) return "EFBIG"
+            return write(description, from.subarray(0, Math.min(most, from.byteLength)), offset)
+          })
+      ),
     fdatasync: (fd) => perform("fdatasync", { fd }, () => withDescription(fd, () => 0)),
     statx: (fd, out) =>
       perform("statx", { fd }, () =>

@@ -4,7 +4,14 @@ import * as Effect from "effect/Effect"
 import * as AlignedBuffer from "../AlignedBuffer.js"
 import type { Alignment, Allocation, DirectIoState } from "../DiskStorage.js"
 import type { AcquireError, BufferUnavailable, ReleaseFailed } from "../DiskStorageError.js"
-import { AllocationFailed, CreateFailed, DirectIoRefused, DirectoryUnusable, FileReplaced, OutOfSpace } from "../DiskStorageError.js"
+import {
+  AllocationFailed,
+  CreateFailed,
+  DirectIoRefused,
+  DirectoryUnusable,
+  FileReplaced,
+  OutOfSpace
+} from "../DiskStorageError.js"
 import type { IoEngine } from "../IoEngine.js"
 import type { SyscallError, Syscalls } from "../Syscalls.js"
 import { errnos, FS_NOCOW_FL } from "../Syscalls.js"
@@ -100,7 +107,8 @@ export const release = (
   failures: Array<ReleaseFailure>
 ): Effect.Effect<void> =>
   Effect.gen(function*() {
-    const report = (step: "unlink" | "close") => (cause: SyscallError) => Effect.sync(() => failures.push({ step, cause }))
+    const report = (step: "unlink" | "close") => (cause: SyscallError) =>
+      Effect.sync(() => failures.push({ step, cause }))
     if (file.linked) yield* Effect.catchAll(unlink(syscalls, file), report("unlink"))
     for (const fd of file.fds.splice(0)) yield* Effect.catchAll(syscalls.close(fd), report("close"))
   })
@@ -137,7 +145,11 @@ const reopen = (
   }))
 
 /** On btrfs copy-on-write makes preallocation worthless and I/O buffered; an empty file can be taken out of it. */
-const disableCopyOnWrite = (syscalls: Syscalls, file: TemporaryFile, fd: number): Effect.Effect<boolean, CreateFailed> =>
+const disableCopyOnWrite = (
+  syscalls: Syscalls,
+  file: TemporaryFile,
+  fd: number
+): Effect.Effect<boolean, CreateFailed> =>
   syscalls.ioctlGetFlags(fd).pipe(
     Effect.flatMap((flags) => syscalls.ioctlSetFlags(fd, flags | FS_NOCOW_FL)),
     Effect.as(true),
@@ -190,7 +202,13 @@ const zeroFill = (
       yield* Effect.mapError(engine.write(fd, bytes, offset, alignment.offset), ({ bytesDone, cause }) =>
         cause !== undefined && isNoRoom(cause)
           ? new OutOfSpace({ path, method, needed: length, cause })
-          : new AllocationFailed({ path, method, offset: offset + bytesDone, alignment: AlignedBuffer.pageSize, cause }))
+          : new AllocationFailed({
+            path,
+            method,
+            offset: offset + bytesDone,
+            alignment: AlignedBuffer.pageSize,
+            cause
+          }))
       yield* tell({ step: method, path, done: offset + bytes.byteLength, total: length })
     }
     yield* Effect.mapError(engine.sync(fd), ({ cause }) =>

@@ -1,7 +1,7 @@
 /** One history of a storage on a simulated kernel: acquire, use, release, under a schedule of faults or an interruption. */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
-import * as Exit from "effect/Exit"
+import type * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
@@ -113,4 +113,3 @@ export const history = (
       releaseFailures
     }
   }).pipe(Effect.provide(layer(options)))
-
