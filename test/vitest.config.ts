@@ -14,6 +14,7 @@ export default defineConfig({
   },
   test: {
     include: ["test/**/*.test.ts"],
+    setupFiles: ["test/support/dieWithRunner.ts"],
     // A process for each file: koffi, mounts and exit hooks are state of a process.
     pool: "forks",
     testTimeout: 30_000,
