@@ -44,7 +44,6 @@ const makeDoor = (path: string) => {
     return inside === 0 && drained !== undefined ? Deferred.succeed(drained, undefined) : Effect.void
   })
   return {
-    isClosed: () => closed,
     /** Runs `use` inside. It starts uninterruptible; `restore` is for what may be interrupted. */
     enter: <A, E, R>(use: (restore: Restore) => Effect.Effect<A, E, R>): Effect.Effect<A, E | StorageClosed, R> =>
       Effect.uninterruptibleMask((restore): Effect.Effect<A, E | StorageClosed, R> => {
