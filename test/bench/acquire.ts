@@ -3,6 +3,7 @@
  * the event loop. `--help` lists the options.
  */
 import * as Console from "effect/Console"
+import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Logger from "effect/Logger"
 import { mkdtempSync, rmSync, statfsSync } from "node:fs"
@@ -39,7 +40,7 @@ const mostMillisAboveIdle = 20
 /** Beyond this between a contestant and itself the machine is too noisy for a ratio to mean much. */
 const mostControlOff = 0.05
 
-class Usage extends Error {}
+class Usage extends Data.TaggedError("Usage")<{ readonly message: string }> {}
 
 interface Options {
   readonly directory: string
@@ -71,7 +72,7 @@ const options = Effect.try({
     const positive = (name: Exclude<keyof typeof values, "directory" | "json" | "help">) => {
       const value = Number(values[name])
       if (!(value > 0 && value < Number.POSITIVE_INFINITY)) {
-        throw new Usage(`--${name} ${values[name]} is no number above 0`)
+        throw new Usage({ message: `--${name} ${values[name]} is no number above 0` })
       }
       return value
     }
@@ -87,18 +88,18 @@ const options = Effect.try({
       help: values.help === true
     }
   },
-  catch: (error) => new Usage(`${error instanceof Error ? error.message : String(error)}\n${usage}`)
+  catch: (error) => new Usage({ message: `${error instanceof Error ? error.message : String(error)}\n${usage}` })
 })
 
 /** Room for the largest file twice: filesystems give space back behind the scenes. */
 const checkSpace = ({ directory, fillSize, size }: Options) =>
   Effect.flatMap(
-    Effect.try({ try: () => statfsSync(directory), catch: (error) => new Usage(String(error)) }),
+    Effect.try({ try: () => statfsSync(directory), catch: (error) => new Usage({ message: String(error) }) }),
     ({ bavail, bsize }) => {
       const needed = 2 * Math.max(size, fillSize)
       return bavail * bsize >= needed
         ? Effect.void
-        : Effect.fail(new Usage(`${directory} has ${bavail * bsize} bytes free, and this needs ${needed}`))
+        : Effect.fail(new Usage({ message: `${directory} has ${bavail * bsize} bytes free, and this needs ${needed}` }))
     }
   )
 
