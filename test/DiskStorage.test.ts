@@ -59,6 +59,8 @@ describe("acquire", () => {
       Effect.zipRight(syscalls),
       Effect.map((calls) =>
         assert.deepStrictEqual(calls, [
+          // The directory is missing, and made.
+          "mkostemp",
           "mkdir",
           "mkostemp",
           "fstatfs",

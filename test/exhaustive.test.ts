@@ -16,6 +16,8 @@ const tolerated = (syscall: SyscallName, code: ErrnoCode, policy: Policy): boole
   if (code === "EINTR") return syscall !== "close"
   const codes = (...some: ReadonlyArray<ErrnoCode>) => some.includes(code)
   switch (syscall) {
+    case "mkostemp":
+      return codes("ENOENT")
     case "mkdir":
       return codes("EEXIST", "ENOENT")
     case "fallocate":

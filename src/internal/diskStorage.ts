@@ -241,7 +241,6 @@ const acquire = (
     const released = yield* Deferred.make<void>()
 
     // What is to be undone, in order; the finalizers run the other way: drain, registrations, unlink and close.
-    yield* temporaryFile.makeDirectory(syscalls, options.directory)
     const file = yield* Effect.acquireRelease(
       temporaryFile.create(syscalls, options.directory),
       (file) =>

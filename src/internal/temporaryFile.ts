@@ -62,6 +62,7 @@ const failedAt = (step: CreateFailed["step"], path: string) => (cause: SyscallEr
 const creationFailed = (step: CreateFailed["step"], directory: string, path: string) => (cause: SyscallError) =>
   isDirectoryAtFault(cause) ? new DirectoryUnusable({ directory, cause }) : new CreateFailed({ step, path, cause })
 
+/** `mkdir -p`, mode 0700. What exists already need not be a directory: creating the file tells. */
 const makePath = (syscalls: Syscalls, directory: string): Effect.Effect<void, SyscallError> => {
   const trimmed = directory.replace(/\/+$/, "")
   const slash = trimmed.lastIndexOf("/")
@@ -71,23 +72,24 @@ const makePath = (syscalls: Syscalls, directory: string): Effect.Effect<void, Sy
     : Effect.catchIf(mkdir, is("ENOENT"), () => Effect.zipRight(makePath(syscalls, trimmed.slice(0, slash)), mkdir))
 }
 
-/** `mkdir -p`, mode 0700. What exists already need not be a directory: `create` tells. What is made stays. */
-export const makeDirectory = (
-  syscalls: Syscalls,
-  directory: string
-): Effect.Effect<void, DirectoryUnusable | CreateFailed> =>
-  Effect.mapError(makePath(syscalls, directory), creationFailed("create directory", directory, directory))
-
-/** The only step that makes something to undo; whatever the file gathers later, `release` takes care of. */
+/**
+ * The only step that makes something to undo; whatever the file gathers later, `release` takes care of. A missing directory is
+ * made when the file finds it missing, which saves the usual case a call; what is made of it stays.
+ */
 export const create = (
   syscalls: Syscalls,
   directory: string
 ): Effect.Effect<TemporaryFile, DirectoryUnusable | CreateFailed> => {
   const prefix = `${directory.replace(/\/+$/, "")}/${namePrefix}`
-  return syscalls.mkostemp(prefix, syscalls.flags.O_CLOEXEC).pipe(
-    Effect.mapError(creationFailed("create file", directory, `${prefix}XXXXXX`)),
-    Effect.map(({ fd, path }): TemporaryFile => ({ path, fds: [fd], linked: true }))
+  const file = syscalls.mkostemp(prefix, syscalls.flags.O_CLOEXEC).pipe(
+    Effect.map(({ fd, path }): TemporaryFile => ({ path, fds: [fd], linked: true })),
+    Effect.mapError(creationFailed("create file", directory, `${prefix}XXXXXX`))
   )
+  const madeDirectory = Effect.mapError(
+    makePath(syscalls, directory),
+    creationFailed("create directory", directory, directory)
+  )
+  return Effect.catchIf(file, ({ cause }) => cause.errno === errnos.ENOENT, () => Effect.zipRight(madeDirectory, file))
 }
 
 export const unlink = (syscalls: Syscalls, file: TemporaryFile): Effect.Effect<void, SyscallError> =>

@@ -16,7 +16,6 @@ interface CFunction {
 const libc = koffi.load(null)
 const declare = (name: string, args: Array<string>): CFunction => libc.func(name, "int", args)
 
-const mkdir = declare("mkdir", ["str", "uint32_t"])
 const mkostemp = declare("mkostemp", ["void *", "int"])
 const fstatfs = declare("fstatfs", ["int", "void *"])
 const fcntl = declare("fcntl", ["int", "int", "long"])
@@ -32,7 +31,6 @@ const F_SETFL = 4
 const AT_EMPTY_PATH = 0x1000
 const STATX_BASIC_STATS = 0x7ff
 const STATX_DIOALIGN = 0x2000
-const EEXIST = 17
 
 type Call = readonly [fn: CFunction, ...args: Array<Argument>]
 
@@ -42,8 +40,6 @@ function* calls(directory: string, size: number): Generator<Call, void, number> 
     if (result < 0) throw new Error(`${what} failed with errno ${-result}`)
     return result
   }
-  const made = yield [mkdir, directory, 0o700]
-  if (made !== -EEXIST) must(made, "mkdir")
   const template = new TextEncoder().encode(`${join(directory, "raw-")}XXXXXX\0`)
   const fd = must(yield [mkostemp, template, O_CLOEXEC], "mkostemp")
   try {

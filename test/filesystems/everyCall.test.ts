@@ -50,10 +50,11 @@ const history = (kernel: Syscalls, directory: string, openStrategy: "default" | 
     yield* storage.unlink
   })).pipe(Effect.provide(IoEngine.layerSyscalls), Effect.provideService(Syscalls, kernel))
 
-/** The calls of one undisturbed run. */
+/** The calls of one undisturbed run, in a directory that is there. */
 const callsOf = (kernel: Syscalls, directory: string, openStrategy: "default" | "open-direct") =>
   Effect.gen(function*() {
     const calls: Array<SyscallName> = []
+    yield* kernel.mkdir(directory, 0o700)
     const counting = before(kernel, (syscall) => Effect.sync(() => void calls.push(syscall)))
     yield* history(counting, directory, openStrategy)
     return calls

@@ -237,6 +237,7 @@ describeReal("ext4", { name: "limits of a process", tools: ["prlimit"] }, (it) =
     Effect.gen(function*() {
       const mount = yield* Mounted
       const directory = yield* freshPath
+      mkdirSync(directory)
       const before = yield* settledFreeBytes(mount.directory)
       const child = yield* startChild({ size: mebibyte, directory, takeDescriptors: true }, ["--nofile=256"])
       const reply = yield* child.step("acquire")
