@@ -28,7 +28,7 @@ describe("in a terminal", () => {
   it.live(
     "Ctrl-C leaves nothing of npm start",
     () =>
-      Effect.forEach([...moments, ...moments], ([line, millis]) =>
+      Effect.forEach(moments, ([line, millis]) =>
         Effect.scoped(Effect.gen(function*() {
           const running = yield* inTerminal("npm start")
           yield* assertPrinted(running, line)
@@ -71,7 +71,7 @@ describe("in a terminal", () => {
   it.live(
     "closing it leaves nothing of npm start",
     () =>
-      Effect.forEach([...moments, ...moments], ([line, millis]) =>
+      Effect.forEach(moments, ([line, millis]) =>
         Effect.scoped(Effect.gen(function*() {
           const running = yield* inTerminal("npm start")
           yield* assertPrinted(running, line)
