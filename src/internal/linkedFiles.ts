@@ -27,6 +27,19 @@ const unlinked = (path: string): boolean => {
   }
 }
 
+/** What mkostemp replaces by a name, the first thing that it does. */
+const placeholder = "XXXXXX"
+
+/**
+ * Takes back a creation that no thread has begun, as when all of them are busy: mkostemp refuses an empty template. The thread that
+ * begins right now finds no path to create either, or has read it before and then left its name in the template.
+ */
+const takenBack = (template: Uint8Array, path: string): boolean => {
+  if (!path.endsWith(placeholder)) return false
+  template[0] = 0
+  return templatePath(template).endsWith(placeholder)
+}
+
 export const templatePath = (template: Uint8Array): string => new TextDecoder().decode(template.subarray(0, -1))
 
 /** Unlinks everything now, synchronously. */
@@ -37,7 +50,8 @@ export const unlinkAll = (): void => {
   const pause = new Int32Array(new SharedArrayBuffer(4))
   for (let waited = 0; creating.size > 0 && waited < creationWaitMillis; waited++) {
     for (const template of creating) {
-      if (unlinked(templatePath(template))) creating.delete(template)
+      const path = `/${templatePath(template).slice(1)}`
+      if (takenBack(template, path) || unlinked(path)) creating.delete(template)
     }
     if (creating.size > 0) Atomics.wait(pause, 0, 0, 1)
   }

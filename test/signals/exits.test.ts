@@ -3,6 +3,7 @@ import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Random from "effect/Random"
 import { readdirSync } from "node:fs"
+import { join } from "node:path"
 import * as DiskStorage from "../../src/DiskStorage.js"
 import * as Linux from "../../src/Linux.js"
 import { assertNothingLeft, seed, seeded, startChild, temporaryDirectory, testTimeout } from "./processes.js"
@@ -44,6 +45,17 @@ describe("without finalizers", () => {
           yield* assertNothingLeft(running)
         })), { concurrency: 2 })
     }).pipe(seeded("creating")), testTimeout)
+})
+
+describe("with all threads busy", () => {
+  it.live("process.exit takes back a creation that has not begun", () =>
+    Effect.scoped(Effect.gen(function*() {
+      const running = yield* startChild("busyThreads", [join(yield* temporaryDirectory, "fifo")])
+      assert.deepStrictEqual(yield* running.ended, { code: 3, signal: null }, running.output())
+      assert.match(running.output(), /^listeners 1$/m)
+      assert.notMatch(running.output(), /^created$/m)
+      yield* assertNothingLeft(running)
+    })), testTimeout)
 })
 
 describe("the listener of 'exit'", () => {

@@ -123,6 +123,20 @@ describe("a program that holds storages", () => {
   }
 })
 
+describe("a release that blocks the event loop", () => {
+  it.live("is not cut off by one press that comes twice and is seen late", () =>
+    Effect.scoped(Effect.gen(function*() {
+      const running = yield* startChild("held", ["one", "blocking"])
+      yield* assertPrinted(running, /^held /m)
+      yield* running.signal("SIGINT", "leader")
+      yield* assertPrinted(running, /^releasing$/m)
+      yield* running.signal("SIGINT", "leader")
+      assert.deepStrictEqual(yield* running.ended, { code: 130, signal: null }, running.output())
+      assert.match(running.output(), /^releasing\nreleased\nexit 130$/m)
+      yield* assertNothingLeft(running)
+    })), testTimeout)
+})
+
 describe("a program that zero-fills", () => {
   it.live(
     "stops within one write",
