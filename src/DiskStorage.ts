@@ -171,7 +171,9 @@ export interface DiskStorage {
 
   /**
    * Runs `acquire` in a scope that lives until `deregister` or release, and keeps what it made under `tag`. Registrations are
-   * released newest first, before unlink and close. With `linked: true` it is refused once the file has no name.
+   * released newest first, before unlink and close. With `linked: true` it is refused once the file has no name; do not `unlink`
+   * while it is being acquired. A descriptor lent to `acquire` stays open until the finalizers of the registration have run; they
+   * meet a closed storage, and must not call `close`, which waits for them.
    */
   readonly register: <I, S, E, R>(
     tag: Context.Tag<I, S>,
@@ -197,7 +199,8 @@ export interface DiskStorage {
 
   /**
    * Releases now what the end of the Scope releases: waits for what is in flight, releases registrations, unlinks, closes. Every
-   * failed step is in `ReleaseFailed`; calling it again tells the same and does nothing.
+   * failed step is in `ReleaseFailed`; calling it again tells the same and does nothing. Not for the inside of `withFd` nor of a
+   * registration's finalizer: it would wait for itself.
    */
   readonly close: Effect.Effect<void, ReleaseFailed>
 }

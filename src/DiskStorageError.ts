@@ -4,7 +4,6 @@
  *
  * @since 0.1.0
  */
-import * as Predicate from "effect/Predicate"
 import * as Schema from "effect/Schema"
 import { SyscallError } from "./Syscalls.js"
 
@@ -401,26 +400,26 @@ export type DiskStorageError =
   | ReleaseFailed
   | BudgetExceeded
 
-const tags: ReadonlySet<unknown> = new Set<DiskStorageError["_tag"]>([
-  "InvalidOption",
-  "DirectoryUnusable",
-  "CreateFailed",
-  "FileReplaced",
-  "DirectIoRefused",
-  "OutOfSpace",
-  "AllocationFailed",
-  "BufferUnavailable",
-  "StorageClosed",
-  "OutOfBounds",
-  "Misaligned",
-  "IoFailed",
-  "PlatformNotSupported",
-  "StorageUnlinked",
-  "UnlinkFailed",
-  "DuplicateKey",
-  "ReleaseFailed",
-  "BudgetExceeded"
-])
+const classes = [
+  InvalidOption,
+  DirectoryUnusable,
+  CreateFailed,
+  FileReplaced,
+  DirectIoRefused,
+  OutOfSpace,
+  AllocationFailed,
+  BufferUnavailable,
+  StorageClosed,
+  OutOfBounds,
+  Misaligned,
+  IoFailed,
+  PlatformNotSupported,
+  StorageUnlinked,
+  UnlinkFailed,
+  DuplicateKey,
+  ReleaseFailed,
+  BudgetExceeded
+]
 
 /**
  * Whether a value is an error of this module.
@@ -428,5 +427,4 @@ const tags: ReadonlySet<unknown> = new Set<DiskStorageError["_tag"]>([
  * @since 0.1.0
  * @category guards
  */
-export const isDiskStorageError = (u: unknown): u is DiskStorageError =>
-  Predicate.hasProperty(u, "_tag") && tags.has(u._tag)
+export const isDiskStorageError = (u: unknown): u is DiskStorageError => classes.some((error) => u instanceof error)

@@ -54,7 +54,8 @@ export const runMain: RunMain = makeRunMain(({ fiber, teardown }) => {
       fiber.unsafeInterruptAsFork(fiber.id())
     } else if (meansIt) {
       unlinkAll()
-      stopListening()
+      // A listener of somebody else's would keep the signal from killing.
+      process.removeAllListeners(signal)
       process.kill(process.pid, signal)
       // Only the first process of a container comes here: the kernel spares it.
       process.exit(128 + signals[signal])

@@ -6,6 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as ExecutionStrategy from "effect/ExecutionStrategy"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
 import * as AlignedBuffer from "../AlignedBuffer.js"
 import type { DiskStorage, DiskStorageOptions } from "../DiskStorage.js"
@@ -96,9 +97,11 @@ const makeRegistrations = (file: temporaryFile.TemporaryFile, door: Door) => {
     door.enter(() => {
       const scope = scopes.get(tag.key)
       if (scope === undefined || Context.getOption(services, tag)._tag === "None") return Effect.succeed(false)
-      scopes.delete(tag.key)
       services = Context.omit(tag)(services)
-      return Effect.as(Scope.close(scope, Exit.void), true)
+      return Scope.close(scope, Exit.void).pipe(
+        Effect.ensuring(Effect.sync(() => scopes.delete(tag.key))),
+        Effect.as(true)
+      )
     })
 
   /** Newest first; a finalizer that dies is told in `failures` and stops nothing. */
@@ -153,9 +156,12 @@ const makeTransfers = (
   let bounce: AlignedBuffer.AlignedBuffer | undefined
   const takeBounce = Effect.suspend(() =>
     bounce === undefined
-      ? Effect.tap(AlignedBuffer.make(Math.max(Math.min(maxBounceBytes, size), alignment.offset)), (made) => {
-        bounce = made
-      })
+      ? Effect.tap(
+        AlignedBuffer.make(Math.ceil(Math.min(maxBounceBytes, size) / alignment.offset) * alignment.offset),
+        (made) => {
+          bounce = made
+        }
+      )
       : Effect.succeed(bounce)
   )
 
@@ -232,13 +238,13 @@ const makeTransfers = (
 
 const acquire = (
   options: ResolvedOptions,
-  scope: Scope.CloseableScope
+  scope: Scope.CloseableScope,
+  released: Deferred.Deferred<void>
 ): Effect.Effect<DiskStorage, AcquireError, Syscalls | IoEngine | Scope.Scope> =>
   Effect.gen(function*(): Effect.fn.Return<DiskStorage, AcquireError, Syscalls | IoEngine | Scope.Scope> {
     const syscalls = yield* Syscalls
     const engine = yield* IoEngine
     const failures: Array<temporaryFile.ReleaseFailure> = []
-    const released = yield* Deferred.make<void>()
 
     // What is to be undone, in order; the finalizers run the other way: drain, registrations, unlink and close.
     const file = yield* Effect.acquireRelease(
@@ -250,11 +256,12 @@ const acquire = (
               ? Effect.logDebug("disk storage released")
               : Effect.logError("disk storage not released cleanly", new ReleaseFailed({ path: file.path, failures }))
           )),
-          Effect.annotateLogs({ path: file.path }),
-          Effect.zipRight(Deferred.succeed(released, undefined))
+          Effect.annotateLogs({ path: file.path })
         )
     )
-    const prepared = yield* temporaryFile.prepare(syscalls, engine, options, file)
+    // In a fibre of the scope: should the scope end meanwhile, it is interrupted and waited for before the file is closed.
+    const preparing = yield* Effect.forkIn(temporaryFile.prepare(syscalls, engine, options, file), scope)
+    const prepared = yield* Effect.onInterrupt(Fiber.join(preparing), () => Fiber.interrupt(preparing))
     const { path } = file
     const { alignment, allocation, directIo, fd, filesystem } = prepared
     const door = makeDoor(path)
@@ -308,6 +315,17 @@ const acquire = (
     }
   })
 
+/** A scope that ends with `outer`, whose end waits also for a close that has begun earlier and is still under way. */
+const forkAwaited = (outer: Scope.Scope) =>
+  Effect.gen(function*() {
+    const link = yield* Scope.fork(outer, ExecutionStrategy.sequential)
+    const scope = yield* Scope.make()
+    const ended = yield* Deferred.make<void>()
+    yield* Scope.addFinalizer(scope, Effect.zipRight(Deferred.succeed(ended, undefined), Scope.close(link, Exit.void)))
+    yield* Scope.addFinalizerExit(link, (exit) => Effect.zipRight(Scope.close(scope, exit), Deferred.await(ended)))
+    return { scope, ended }
+  })
+
 /**
  * `acquire` in a scope of its own below the caller's: it is closed at once when a step fails or is interrupted, and `close`
  * can close it early. What `prologue` acquires is released after everything else.
@@ -317,17 +335,13 @@ export const makeAfter = <E, R>(
   options: ResolvedOptions
 ): Effect.Effect<DiskStorage, AcquireError | E, Syscalls | IoEngine | Scope.Scope | R> =>
   Effect.uninterruptibleMask((restore) =>
-    Effect.flatMap(
-      Effect.scope,
-      (outer) =>
-        Effect.flatMap(Scope.fork(outer, ExecutionStrategy.sequential), (scope) =>
-          restore(Effect.zipRight(prologue, acquire(options, scope))).pipe(
-            Scope.extend(scope),
-            Effect.onError((cause) =>
-              Scope.close(scope, Exit.failCause(cause))
-            )
-          ))
-    )
+    Effect.gen(function*() {
+      const { ended, scope } = yield* forkAwaited(yield* Effect.scope)
+      return yield* restore(Effect.zipRight(prologue, acquire(options, scope, ended))).pipe(
+        Scope.extend(scope),
+        Effect.onError((cause) => Scope.close(scope, Exit.failCause(cause)))
+      )
+    })
   ).pipe(Effect.withSpan("DiskStorage.make", { attributes: { ...options } }))
 
 export const make = (

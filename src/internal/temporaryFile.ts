@@ -16,6 +16,7 @@ import type { IoEngine } from "../IoEngine.js"
 import type { SyscallError, Syscalls } from "../Syscalls.js"
 import { errnos, FS_NOCOW_FL } from "../Syscalls.js"
 import { BTRFS, directIoVerdict, filesystemName, overwritesMayRunOutOfSpace } from "./filesystems.js"
+import * as linkedFiles from "./linkedFiles.js"
 import type { ResolvedOptions } from "./options.js"
 import { ProgressListener } from "./progress.js"
 
@@ -95,9 +96,11 @@ export const create = (
 export const unlink = (syscalls: Syscalls, file: TemporaryFile): Effect.Effect<void, SyscallError> =>
   Effect.uninterruptible(
     syscalls.unlink(file.path).pipe(
-      Effect.catchIf(is("ENOENT"), () => Effect.logWarning(`${file.path} was removed by somebody else`)),
-      Effect.tap(() => {
+      Effect.as(true),
+      Effect.catchIf(is("ENOENT"), () => Effect.succeed(false)),
+      Effect.flatMap((removed) => {
         file.linked = false
+        return removed ? Effect.void : Effect.logWarning(`${file.path} was removed by somebody else`)
       })
     )
   )
@@ -108,11 +111,16 @@ export const release = (
   file: TemporaryFile,
   failures: Array<ReleaseFailure>
 ): Effect.Effect<void> =>
-  Effect.gen(function*() {
+  Effect.suspend(() => {
     const report = (step: "unlink" | "close") => (cause: SyscallError) =>
-      Effect.sync(() => failures.push({ step, cause }))
-    if (file.linked) yield* Effect.catchAll(unlink(syscalls, file), report("unlink"))
-    for (const fd of file.fds.splice(0)) yield* Effect.catchAll(syscalls.close(fd), report("close"))
+      Effect.sync(() => void failures.push({ step, cause }))
+    const unlinked = file.linked ? Effect.catchAll(unlink(syscalls, file), report("unlink")) : Effect.void
+    const closed = Effect.suspend(() =>
+      Effect.forEach(file.fds.splice(0), (fd) => Effect.catchAll(syscalls.close(fd), report("close")), {
+        discard: true
+      })
+    )
+    return Effect.ensuring(unlinked, closed)
   })
 
 /** The file again, with O_DIRECT: a filesystem that ignores F_SETFL takes it here. False when it is refused. */
@@ -137,8 +145,9 @@ const reopen = (
     const same = before.inode === after.inode && before.deviceMajor === after.deviceMajor &&
       before.deviceMinor === after.deviceMinor
     if (!same) {
-      // The name is somebody else's now, and not ours to remove.
+      // The name is somebody else's now, and not ours to remove: neither at release nor at exit.
       file.linked = false
+      linkedFiles.forget(file.path)
       return yield* new FileReplaced({ path: file.path })
     }
     file.fds.splice(file.fds.indexOf(created), 1)
@@ -208,7 +217,7 @@ const zeroFill = (
             path,
             method,
             offset: offset + bytesDone,
-            alignment: AlignedBuffer.pageSize,
+            alignment: Math.max(AlignedBuffer.pageSize, alignment.offset),
             cause
           }))
       yield* tell({ step: method, path, done: offset + bytes.byteLength, total: length })

@@ -6,7 +6,6 @@
  * cannot call variadic functions off-thread.
  */
 import * as Effect from "effect/Effect"
-import { resolve } from "node:path"
 import { PlatformNotSupported } from "../../DiskStorageError.js"
 import type { OpenFlags } from "../../Syscalls.js"
 import { errnos } from "../../Syscalls.js"
@@ -46,6 +45,15 @@ const gate = Effect.unsafeMakeSemaphore(2)
 
 /** The arguments of calls that a thread is making: their memory must not be collected meanwhile. */
 const inFlight = new Set<ReadonlyArray<Argument>>()
+
+/** With a slash behind it; `undefined` when it has been removed. */
+const workingDirectory = (): string | undefined => {
+  try {
+    return `${process.cwd()}/`
+  } catch {
+    return undefined
+  }
+}
 
 const load = Effect.tryPromise({
   try: () => import("koffi"),
@@ -106,15 +114,25 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
     hooks?: { readonly begin?: () => void; readonly done?: (result: number) => void }
   ) =>
     gate.withPermits(1)(Effect.uninterruptible(Effect.async<number>((resume) => {
-      hooks?.begin?.()
-      inFlight.add(args)
-      fn.async(...args, (error: unknown, value: number) => {
+      const answered = (error: unknown, value: number) => {
         inFlight.delete(args)
         if (error !== null) return resume(Effect.die(error))
         const result = outcome(value)
         hooks?.done?.(result)
         resume(Effect.succeed(result))
-      })
+      }
+      const begin = () => {
+        try {
+          fn.async(...args, answered)
+        } catch (error) {
+          // koffi queues at most 256 calls of the whole process, and throws above. Others' calls end; this one waits for that.
+          if (String(error).includes("Too many asynchronous calls")) setTimeout(begin, 1)
+          else answered(error, -1)
+        }
+      }
+      hooks?.begin?.()
+      inFlight.add(args)
+      begin()
     })))
 
   const kernel: Kernel = {
@@ -122,7 +140,10 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
     mkdir: (path, mode) => offThread(mkdir, [path, mode]),
     mkostemp: (prefix, flags, path) =>
       Effect.suspend(() => {
-        const template = new TextEncoder().encode(`${resolve(prefix)}XXXXXX\0`)
+        // Joined, not normalised: ".." behind a symbolic link is not what it is by text.
+        const directory = prefix.startsWith("/") ? "" : workingDirectory()
+        if (directory === undefined) return Effect.succeed(-errnos.ENOENT)
+        const template = new TextEncoder().encode(`${directory}${prefix}XXXXXX\0`)
         return offThread(mkostemp, [template, flags], {
           begin: () => linkedFiles.begin(template),
           done: (fd) => {
