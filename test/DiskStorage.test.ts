@@ -554,6 +554,19 @@ describe("registrations", () => {
       assert.strictEqual(held, 1)
     }).pipe(Effect.scoped, on()))
 
+  it.effect("keep their tag until they are released", () =>
+    Effect.gen(function*() {
+      const storage = yield* DiskStorage.make({ size })
+      yield* storage.register(First, Effect.acquireRelease(Effect.succeed("a"), () => Effect.sleep("1 second")))
+      const deregistering = yield* Effect.fork(storage.deregister(First))
+      yield* Effect.yieldNow()
+      assert.isFalse(yield* storage.isRegistered(First))
+      assert.strictEqual((yield* Effect.flip(storage.register(First, Effect.succeed("b"))))._tag, "DuplicateKey")
+      yield* TestClock.adjust("1 second")
+      assert.isTrue(yield* Fiber.join(deregistering))
+      yield* storage.register(First, Effect.succeed("b"))
+    }).pipe(Effect.scoped, on()))
+
   it.effect("that need a linked file are refused after unlink", () =>
     Effect.gen(function*() {
       const storage = yield* DiskStorage.make({ size, earlyUnlink: true })
@@ -673,6 +686,43 @@ describe("release", () => {
       assert.strictEqual(lines.filter((line) => line.startsWith("ERROR")).length, 1)
       const { fds } = yield* Effect.flatMap(SimulatedKernel, (control) => control.leaks)
       assert.deepStrictEqual(fds, [])
+    }).pipe(on()))
+
+  it.effect("of a scope that ends during the acquisition waits for what the kernel is at, and makes no call after it", () =>
+    Effect.gen(function*() {
+      const control = yield* SimulatedKernel
+      yield* control.inject({ syscall: "pwrite", nth: 2, outcome: { _tag: "Late", duration: "1 minute" } })
+      const scope = yield* Scope.make()
+      const options = { size: 64 * 1024 * 1024, fallback: "zero-fill" } as const
+      const making = yield* Effect.fork(Effect.exit(Scope.extend(DiskStorage.make(options), scope)))
+      yield* TestClock.adjust("1 second")
+      const closing = yield* Effect.fork(Scope.close(scope, Exit.void))
+      yield* TestClock.adjust("1 second")
+      assert.notInclude(yield* syscalls, "close")
+      yield* TestClock.adjust("1 minute")
+      yield* Fiber.join(closing)
+      yield* nothingLeft
+      assert.isTrue(Exit.isInterrupted(yield* Fiber.join(making)))
+      assert.deepStrictEqual((yield* syscalls).slice(-2), ["unlink", "close"])
+      const late = yield* Effect.exit(Scope.extend(DiskStorage.make(options), scope))
+      assert.isTrue(Exit.isInterrupted(late))
+      yield* nothingLeft
+    }).pipe(on({ profile: "ext2" })))
+
+  it.effect("by the scope waits for a close that has begun before", () =>
+    Effect.gen(function*() {
+      const control = yield* SimulatedKernel
+      yield* control.inject({ syscall: "close", nth: 1, outcome: { _tag: "Late", duration: "1 minute" } })
+      const scope = yield* Scope.make()
+      const storage = yield* Scope.extend(DiskStorage.make({ size }), scope)
+      yield* Effect.forkDaemon(storage.close)
+      yield* TestClock.adjust("1 second")
+      const closing = yield* Effect.fork(Scope.close(scope, Exit.void))
+      yield* TestClock.adjust("1 second")
+      assert.isTrue(Option.isNone(yield* Fiber.poll(closing)))
+      yield* TestClock.adjust("1 minute")
+      yield* Fiber.join(closing)
+      yield* nothingLeft
     }).pipe(on()))
 
   it.effect("does not hide why the program failed", () =>
