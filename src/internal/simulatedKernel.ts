@@ -26,7 +26,7 @@ interface Filesystem {
   readonly maxFileBytes: number
 }
 
-const any = { memory: 1, offset: 1 }
+const anyAlignment = { memory: 1, offset: 1 }
 
 const ext4: Filesystem = {
   type: 0xef53,
@@ -62,12 +62,12 @@ const filesystems: { readonly [name in Profile]: Filesystem } = {
     ...ext4,
     type: 0x9123_683e,
     directIo: undefined,
-    strict: any,
+    strict: anyAlignment,
     inodeFlags: "nocow",
     copyOnWrite: true,
     maxFileBytes: Infinity
   },
-  tmpfs: { ...ext4, type: 0x0102_1994, directIo: undefined, strict: any, maxFileBytes: Infinity },
+  tmpfs: { ...ext4, type: 0x0102_1994, directIo: undefined, strict: anyAlignment, maxFileBytes: Infinity },
   ramfs: {
     ...ext4,
     type: 0x8584_58f6,
@@ -75,7 +75,7 @@ const filesystems: { readonly [name in Profile]: Filesystem } = {
     setDirect: "refused",
     openDirect: "refused",
     directIo: undefined,
-    strict: any,
+    strict: anyAlignment,
     inodeFlags: "none",
     maxFileBytes: Infinity
   },
@@ -86,7 +86,7 @@ const filesystems: { readonly [name in Profile]: Filesystem } = {
     directIo: undefined,
     inodeFlags: "none"
   },
-  dataJournal: { ...ext4, directIo: { memoryAlignment: 0, offsetAlignment: 0 }, strict: any }
+  dataJournal: { ...ext4, directIo: { memoryAlignment: 0, offsetAlignment: 0 }, strict: anyAlignment }
 }
 
 const flags: OpenFlags = { O_RDWR: 0x2, O_CLOEXEC: 0x8_0000, O_DIRECT: 0x4000, O_NOFOLLOW: 0x2_0000 }
