@@ -1,0 +1,100 @@
+/** The yardstick: fio, on the same file, in a process of its own. */
+import * as Command from "@effect/platform/Command"
+import * as CommandExecutor from "@effect/platform/CommandExecutor"
+import * as Effect from "effect/Effect"
+import type * as Option from "effect/Option"
+import * as Schema from "effect/Schema"
+import * as Stream from "effect/Stream"
+import type { Contestant } from "./contestant.js"
+import { ContestantFailed } from "./errors.js"
+import type { Load } from "./load.js"
+import { fioContestant, fioControl } from "./report.js"
+
+const Direction = Schema.Struct({ total_ios: Schema.Number, runtime: Schema.Number })
+
+const Output = Schema.parseJson(Schema.Struct({
+  jobs: Schema.NonEmptyArray(Schema.Struct({
+    error: Schema.Number,
+    read: Direction,
+    write: Direction,
+    /** percent of the runtime */
+    usr_cpu: Schema.Number,
+    sys_cpu: Schema.Number
+  }))
+}))
+
+/** `fio-3.33`, or none when it is not installed. */
+export const version: Effect.Effect<Option.Option<string>, never, CommandExecutor.CommandExecutor> = Command.make(
+  "fio",
+  "--version"
+).pipe(Command.string, Effect.map((text) => text.trim()), Effect.option)
+
+const command = ({ blockSize, depth, direction, target }: Load, engine: "io_uring" | "psync", millis: number) =>
+  Command.make(
+    "fio",
+    "--name=bench",
+    `--filename=${target.path}`,
+    `--size=${target.size}`,
+    `--ioengine=${engine}`,
+    // psync has one operation in flight whatever it is told, and says so.
+    `--iodepth=${engine === "psync" ? 1 : depth}`,
+    "--numjobs=1",
+    // One process to end.
+    "--thread=1",
+    `--rw=rand${direction}`,
+    `--bs=${blockSize}`,
+    `--direct=${target.direct ? 1 : 0}`,
+    "--time_based=1",
+    `--runtime=${millis}ms`,
+    // Without O_DIRECT fio does not align its buffers, and copies of 1 MiB into them can take five times as long.
+    "--iomem_align=4096",
+    // Each offset on its own, and other ones in each round, as here.
+    "--norandommap=1",
+    "--randrepeat=0",
+    "--allow_file_create=0",
+    "--fallocate=none",
+    "--output-format=json",
+    "--eta=never"
+  )
+
+const contestant = (
+  executor: CommandExecutor.CommandExecutor,
+  id: string,
+  engine: "io_uring" | "psync"
+): Contestant => {
+  const failed = (cause: unknown) => new ContestantFailed({ contestant: id, cause })
+  const text = <E>(stream: Stream.Stream<Uint8Array, E>) => Stream.mkString(Stream.decodeText(stream))
+  const round = (load: Load, millis: number) =>
+    Effect.scoped(Effect.gen(function*() {
+      // The end of the scope ends the process, and waits for that.
+      const running = yield* executor.start(command(load, engine, millis))
+      const [output, complaint, code] = yield* Effect.all(
+        [text(running.stdout), text(running.stderr), running.exitCode],
+        { concurrency: "unbounded" }
+      )
+      if (code !== 0) return yield* Effect.fail(new Error(complaint.trim() || `fio ended with ${code}`))
+      // Remarks come before the object.
+      const { jobs: [job] } = yield* Schema.decode(Output)(output.slice(Math.max(0, output.indexOf("{"))))
+      const { runtime, total_ios } = job[load.direction]
+      if (job.error !== 0) return yield* Effect.fail(new Error(`fio reports error ${job.error}`))
+      return {
+        operations: total_ios,
+        millis: runtime,
+        cpuMicros: (job.usr_cpu + job.sys_cpu) / 100 * runtime * 1000,
+        delayP99Millis: null
+      }
+    })).pipe(Effect.mapError(failed))
+  return { id, family: "fio", prepare: (load) => Effect.succeed((millis) => round(load, millis)) }
+}
+
+export const psyncNote = "fio.psync has one operation in flight at any depth (numjobs=1)."
+
+/** Milliseconds that a fio needs besides its runtime, for the estimate. */
+export const overheadMillis = 350
+
+export const contestants: Effect.Effect<ReadonlyArray<Contestant>, never, CommandExecutor.CommandExecutor> = Effect
+  .map(CommandExecutor.CommandExecutor, (executor) => [
+    contestant(executor, fioContestant, "io_uring"),
+    contestant(executor, fioControl, "io_uring"),
+    contestant(executor, "fio.psync", "psync")
+  ])

@@ -1,0 +1,99 @@
+/**
+ * The result of a run: the format of `--json FILE`, and what the table and the chart are drawn from.
+ *
+ * A report is one JSON object. `targets` are the files that were measured on; `cells` are the loads (a target, a direction, a
+ * block size in bytes and a depth), and each has the `results` of its contestants. Rounds are kept as they were measured, so that
+ * every other figure can be computed again. Times are milliseconds or microseconds, as the name says; rates are per second.
+ */
+import * as Schema from "effect/Schema"
+
+/** One round of one contestant. */
+export const Round = Schema.Struct({
+  operations: Schema.Int,
+  millis: Schema.Number,
+  /** CPU time of the process, user and system, microseconds; of fio, that of its job. */
+  cpuMicros: Schema.Number,
+  /** 99th percentile of the event-loop delay, milliseconds; null for what runs in another process. */
+  delayP99Millis: Schema.NullOr(Schema.Number)
+})
+export type Round = typeof Round.Type
+
+/** The best round and the median of the rounds. */
+const BestAndMedian = Schema.Struct({ best: Schema.Number, median: Schema.Number })
+
+export const Result = Schema.Struct({
+  /** `family.mode`, such as `io_uring.fibres` or `fio.io_uring`. */
+  contestant: Schema.String,
+  family: Schema.Literal("io_uring", "aio", "node", "fs", "platform", "fio"),
+  rounds: Schema.Array(Round),
+  /** Operations per second. */
+  iops: BestAndMedian,
+  bytesPerSecond: BestAndMedian,
+  /** IOPS divided by those of `fio.io_uring`: best by best, median by median; null without fio. */
+  ratioToFio: Schema.NullOr(BestAndMedian),
+  /** Median of the rounds. */
+  cpuMicrosPerOperation: Schema.Number,
+  /** Median of the rounds' p99 minus that of the idle phases of the same load; null for fio. */
+  delayP99MillisAboveIdle: Schema.NullOr(Schema.Number)
+})
+export type Result = typeof Result.Type
+
+/** A contestant that could not run, and why; on one load or on all. */
+export const LeftOut = Schema.Struct({ contestant: Schema.String, reason: Schema.String })
+export type LeftOut = typeof LeftOut.Type
+
+export const Cell = Schema.Struct({
+  target: Schema.Literal("disk", "memory"),
+  direction: Schema.Literal("read", "write"),
+  blockSize: Schema.Int,
+  depth: Schema.Int,
+  /** IOPS of `fio.control` divided by those of `fio.io_uring`: what a ratio of 1 looks like here; null without fio. */
+  control: Schema.NullOr(BestAndMedian),
+  /** `not decidable` on a disk when the best rounds of fio and of its control are more than 5 % apart. */
+  verdict: Schema.Literal("decidable", "not decidable", "no control"),
+  idleDelayP99Millis: Schema.Number,
+  results: Schema.Array(Result),
+  leftOut: Schema.Array(LeftOut)
+})
+export type Cell = typeof Cell.Type
+
+export const TargetReport = Schema.Struct({
+  name: Schema.Literal("disk", "memory"),
+  directory: Schema.String,
+  filesystem: Schema.String,
+  /** Whether the file was opened with O_DIRECT. */
+  direct: Schema.Boolean,
+  /** bytes */
+  size: Schema.Int
+})
+export type TargetReport = typeof TargetReport.Type
+
+export const Report = Schema.Struct({
+  format: Schema.Literal("effect-disk-storage bench 1"),
+  started: Schema.DateFromString,
+  host: Schema.Struct({
+    kernel: Schema.String,
+    arch: Schema.String,
+    cpus: Schema.Int,
+    cpu: Schema.String,
+    node: Schema.String,
+    fio: Schema.NullOr(Schema.String)
+  }),
+  rounds: Schema.Int,
+  millis: Schema.Int,
+  targets: Schema.Array(TargetReport),
+  cells: Schema.Array(Cell),
+  /** Contestants that could not run at all. */
+  leftOut: Schema.Array(LeftOut),
+  /** What else a reader has to know. */
+  notes: Schema.Array(Schema.String)
+})
+export type Report = typeof Report.Type
+
+export const ReportJson = Schema.parseJson(Report, { space: 2 })
+
+export const fioContestant = "fio.io_uring"
+export const fioControl = "fio.control"
+
+/** Further apart than this, best rounds of fio and of fio again say that a disk is too restless for a ratio. */
+export const mostControlOff = 0.05
