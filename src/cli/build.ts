@@ -20,6 +20,7 @@ const { metafile } = await build({
   // The names of functions stay readable in the stack of a defect.
   minifyIdentifiers: false,
   external: ["koffi"],
+  define: { "process.env.NODE_ENV": "\"production\"" },
   legalComments: "none",
   logLevel: "warning",
   logOverride: { "ignored-bare-import": "silent" },
@@ -39,7 +40,14 @@ const sections = [...new Set(bundled)].sort().map((directory) => {
     if (typeof value !== "string") throw new Error(`${directory}/package.json does not say its ${name}`)
     return value
   }
-  const texts = readdirSync(directory).filter((name) => /^(licen[cs]e|notice|copying)/i.test(name))
+  const texts = readdirSync(directory, { withFileTypes: true })
+    .filter(({ name }) => /^(licen[cs]es?|notice|copying)\b/i.test(name))
+    // A package may keep the licences of what it has taken in in a directory.
+    .flatMap((entry) =>
+      entry.isDirectory()
+        ? readdirSync(`${directory}/${entry.name}`).map((name) => `${entry.name}/${name}`)
+        : entry.name
+    )
   if (!texts.some((name) => !/^notice/i.test(name))) {
     throw new Error(`${directory} comes without the text of its licence`)
   }

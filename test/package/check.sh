@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Packs the package and examines the tarball: every public module has an entry, publint, the types of every entry, and
-# an import of every entry as a user gets it.
+# Packs the package and examines the tarball: every public module has an entry, publint, the types of every entry, an
+# import of every entry as a user gets it, and the command in an app of its own (that one needs the npm registry).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 root=$PWD
@@ -25,6 +25,25 @@ printf '%s\n' "${entries[@]}"
 echo "== npm pack"
 npm pack --pack-destination "$temp"
 tarball=$(echo "$temp"/*.tgz)
+
+echo "== command"
+tar -tzf "$tarball" | grep -E '^package/(dist|src)/cli/' | sort >"$temp/cli"
+diff "$temp/cli" - <<'FILES'
+package/dist/cli/THIRD-PARTY-NOTICES.txt
+package/dist/cli/main.js
+FILES
+app=$temp/app
+mkdir "$app"
+echo '{ "private": true }' >"$app/package.json"
+(
+  cd "$app"
+  npm install --no-audit --no-fund --prefer-offline "$tarball"
+  npx --no-install effect-disk-storage --version
+  npx --no-install effect-disk-storage bench --help >help
+  grep -q -e --block-size help
+  # Loads koffi, from where the bundle finds it.
+  npx --no-install effect-disk-storage bench --target memory --size 1M --rounds 1 --millis 10 --without-fio
+)
 
 echo "== publint"
 node_modules/.bin/publint run "$tarball" --strict

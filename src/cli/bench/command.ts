@@ -150,8 +150,16 @@ const options = {
   )
 }
 
-const directory = Args.directory({ name: "DIR", exists: "yes" }).pipe(
-  Args.withDescription("Where the file on disk is made (default: DYN_KVBM_DISK_CACHE_DIR, else /tmp)."),
+const directory = Args.text({ name: "DIR" }).pipe(
+  // What looks like an option and is none arrives here.
+  Args.mapEffect((text) =>
+    text.startsWith("-")
+      ? Effect.fail(HelpDoc.p(`There is no option ${text}; --help lists those there are.`))
+      : Effect.succeed(text)
+  ),
+  Args.withDescription(
+    "Where the file on disk is made (default: DYN_KVBM_DISK_CACHE_DIR, else /tmp); after the options."
+  ),
   Args.optional
 )
 
