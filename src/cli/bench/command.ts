@@ -15,8 +15,8 @@ import * as AlignedBuffer from "../../AlignedBuffer.js"
 import * as DiskStorageConfig from "../../DiskStorageConfig.js"
 import * as LinuxSyscalls from "../../LinuxSyscalls.js"
 import type { Contestant } from "./contestant.js"
-import { engines } from "./engines.js"
-import { NothingToMeasure, OutputFailed, TargetUnusable } from "./errors.js"
+import { buffersFor, engines } from "./engines.js"
+import { NothingToMeasure, OutputFailed } from "./errors.js"
 import * as fio from "./fio.js"
 import type { Direction, Shape } from "./load.js"
 import * as node from "./node.js"
@@ -202,11 +202,6 @@ const write = (path: string, content: string) =>
     Effect.mapError((cause) => new OutputFailed({ path, cause }))
   )
 
-const buffersOf = (directory: string, { blockSize, depth }: Shape) =>
-  Effect.forEach(Array.from({ length: depth }), () => AlignedBuffer.make(blockSize)).pipe(
-    Effect.mapError((cause) => new TargetUnusable({ directory, step: "memory for the operations in flight", cause }))
-  )
-
 type Asked = Command.Command.ParseConfig<typeof options & { readonly directory: typeof directory }>
 
 const targetsOf = (asked: Asked, notes: Array<string>) =>
@@ -239,15 +234,15 @@ const isTmpfs = (directory: string) =>
 
 const contestantsOf = (asked: Asked, leftOut: Array<LeftOut>) =>
   Effect.gen(function*() {
-    const own = yield* engines
+    const wanted = (id: string) =>
+      asked.contestants.length === 0 || asked.contestants.some((name) => id === name || id.startsWith(`${name}.`))
+    const own = yield* engines(wanted)
     leftOut.push(...own.leftOut)
     const version = asked.withoutFio ? Option.none() : yield* fio.version
     const yardsticks = Option.isSome(version) ? yield* fio.contestants : []
     if (Option.isNone(version)) {
       leftOut.push({ contestant: "fio", reason: asked.withoutFio ? "--without-fio" : "it is not installed" })
     }
-    const wanted = (id: string) =>
-      asked.contestants.length === 0 || asked.contestants.some((name) => id === name || id.startsWith(`${name}.`))
     return {
       fio: version,
       contestants: [
@@ -270,7 +265,7 @@ const run = (asked: Asked) =>
           .join("\n")
       })
     }
-    if (contestants.some(({ id }) => id === "fio.psync")) notes.push(fio.psyncNote)
+    if (Option.isSome(fioVersion)) notes.push(...fio.notes)
     const loads = shapes(asked)
     const targets = yield* targetsOf(asked, notes)
     const cells = targets.flatMap((target) =>
@@ -292,9 +287,15 @@ const run = (asked: Asked) =>
     const started = new Date()
     const done: Array<Cell> = []
     for (const { shape, target } of cells) {
-      const buffers = yield* buffersOf(target.directory, shape)
       const left = (cells.length - done.length - 1) * cellMillis
-      done.push(yield* measure(target, shape, buffers, contestants, asked, left))
+      done.push(
+        yield* Effect.scoped(
+          Effect.flatMap(
+            buffersFor(target, shape),
+            (buffers) => measure(target, shape, buffers, contestants, asked, left)
+          )
+        )
+      )
     }
     const report: Report = {
       format: "effect-disk-storage bench 1",

@@ -87,7 +87,10 @@ const contestant = (
   return { id, family: "fio", prepare: (load) => Effect.succeed((millis) => round(load, millis)) }
 }
 
-export const psyncNote = "fio.psync has one operation in flight at any depth (numjobs=1)."
+export const notes: ReadonlyArray<string> = [
+  "fio.psync has one operation in flight at any depth (numjobs=1).",
+  "fio counts the CPU of its own thread: what kernel workers do for it, as with large blocks without O_DIRECT, is not in it."
+]
 
 /** Milliseconds that a fio needs besides its runtime, for the estimate. */
 export const overheadMillis = 350

@@ -76,6 +76,16 @@ export class Load {
     return this.offsets[cursor] ?? 0
   }
 
+  /** Gives each of a batch its offset; false when the round is over. */
+  nextBatch(operations: ReadonlyArray<{ offset: number }>): boolean {
+    if (this.over || performance.now() >= this.deadline) return false
+    for (const operation of operations) {
+      operation.offset = this.offsets[this.cursor] ?? 0
+      this.cursor = (this.cursor + 1) % offsetCount
+    }
+    return true
+  }
+
   /** Counts an operation that moved `bytes`; anything but a whole block ends the round. */
   completed(bytes: number): void {
     if (bytes === this.blockSize) this.operations += 1

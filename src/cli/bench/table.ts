@@ -3,7 +3,7 @@ import type { Cell, Report } from "./report.js"
 import { fioControl } from "./report.js"
 import { bytes, count, megabytes } from "./units.js"
 
-const widths = [22, 10, 10, 11, 11, 9, 9, 10, 12]
+const widths = [22, 10, 10, 11, 11, 9, 9, 10, 15]
 
 const columns = (cells: ReadonlyArray<string>): string =>
   cells.map((cell, index) => index === 0 ? cell.padEnd(widths[0] ?? 0) : cell.padStart(widths[index] ?? 0)).join("")
