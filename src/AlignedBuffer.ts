@@ -6,15 +6,17 @@
  *
  * @since 0.1.0
  */
-import * as Effect from "effect/Effect"
-import { BufferUnavailable } from "./DiskStorageError.js"
+import type * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import type { BufferUnavailable, ForeignMemory, InvalidOption, Misaligned, OutOfBounds } from "./DiskStorageError.js"
+import * as internal from "./internal/alignedBuffer.js"
 import * as slab from "./internal/slab.js"
 
 /**
  * @since 0.1.0
  * @category type ids
  */
-export const TypeId: unique symbol = Symbol.for("effect-disk-storage/AlignedBuffer")
+export const TypeId: typeof internal.TypeId = internal.TypeId
 
 /**
  * @since 0.1.0
@@ -23,8 +25,9 @@ export const TypeId: unique symbol = Symbol.for("effect-disk-storage/AlignedBuff
 export type TypeId = typeof TypeId
 
 /**
- * `bytes` starts on a 4096-byte boundary and is a multiple of 4096 bytes long. It is the kernel's while an operation on it is in
- * flight: neither read nor write it then.
+ * `bytes` starts on a 4096-byte boundary. It is the kernel's while an operation on it is in flight: neither read nor write it
+ * then. Engines keep count, by page: a second operation on bytes that are being read into, or a read into bytes that are being
+ * written from, fails with `BufferBusy`; several writes from the same bytes are fine. Made by this module alone.
  *
  * @since 0.1.0
  * @category models
@@ -63,12 +66,64 @@ export const pageSize = slab.pageSize
  * @since 0.1.0
  * @category constructors
  */
-export const make = (byteLength: number): Effect.Effect<AlignedBuffer, BufferUnavailable> =>
-  Effect.try({
-    try: () => {
-      const bytes = slab.take(byteLength)
-      return { [TypeId]: TypeId, bytes, byteLength: bytes.byteLength }
-    },
-    catch: (error) =>
-      new BufferUnavailable({ byteLength, reason: error instanceof Error ? error.message : String(error) })
-  })
+export const make: (byteLength: number) => Effect.Effect<AlignedBuffer, BufferUnavailable> = internal.make
+
+/**
+ * The buffer that `bytes` is a view of, such as `buffer.bytes.subarray(4096)`; no copy. Fails with `ForeignMemory` for memory that
+ * this module did not make, which could be moved or detached under the kernel, and with `Misaligned` when the view does not start
+ * on a page.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const fromUint8Array: (bytes: Uint8Array) => Effect.Effect<AlignedBuffer, ForeignMemory | Misaligned> =
+  internal.fromUint8Array
+
+/**
+ * The bytes from `start` (a multiple of `pageSize`) up to `end`, sharing the memory; no copy. Any length, 0 included: what a file
+ * takes is checked where it is used.
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const slice: (
+  buffer: AlignedBuffer,
+  start: number,
+  end: number
+) => Effect.Effect<AlignedBuffer, OutOfBounds | Misaligned> = internal.slice
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface PoolOptions {
+  /** How many. All together hold at most 4 GiB. */
+  readonly buffers: number
+  /** bytes of each, rounded up to a multiple of `pageSize` */
+  readonly byteLength: number
+}
+
+/**
+ * A fixed number of buffers that are used again and again. `lease` takes one for as long as the Scope lives, and waits, first come
+ * first served, while all are leased. It holds whatever its last user left there. A buffer that an operation still holds when its
+ * lease ends is leased again only after that operation.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Pool {
+  readonly buffers: number
+  readonly byteLength: number
+  readonly lease: Effect.Effect<AlignedBuffer, never, Scope.Scope>
+}
+
+/**
+ * A pool, on memory of its own. Engines that can, register it with the kernel while the Scope lives, which saves them the look-up
+ * of its pages in every operation.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const pool: (
+  options: PoolOptions
+) => Effect.Effect<Pool, BufferUnavailable | InvalidOption, Scope.Scope> = internal.pool

@@ -12,12 +12,15 @@ import type * as Either from "effect/Either"
 import * as Layer from "effect/Layer"
 import type * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
+import type * as Sink from "effect/Sink"
+import type * as Stream from "effect/Stream"
 import type { AlignedBuffer } from "./AlignedBuffer.js"
 import type {
   AcquireError,
   BytesError,
   DuplicateKey,
   IoFailed,
+  IoStalled,
   ReleaseFailed,
   StorageClosed,
   StorageUnlinked,
@@ -27,7 +30,7 @@ import type {
 import * as internal from "./internal/diskStorage.js"
 import { unwrapOptions } from "./internal/options.js"
 import * as internalProgress from "./internal/progress.js"
-import type { IoEngine } from "./IoEngine.js"
+import type { IoEngine, Results } from "./IoEngine.js"
 import type { Syscalls } from "./Syscalls.js"
 
 /**
@@ -68,6 +71,12 @@ export interface DiskStorageOptions {
    * later. `zero-fill`: write zeros over all of it, which takes as long as the disk needs.
    */
   readonly fallback?: "truncate" | "zero-fill" | undefined
+  /**
+   * Write zeros over the whole file once after it was allocated, so that the first writes meet written extents, which filesystems
+   * overwrite faster. In the device where the kernel can (`FALLOC_FL_WRITE_ZEROES`), else as long as a zero-fill takes. Refused with
+   * `PrewriteRefused` where copy-on-write makes it meaningless; implies `fallback: "zero-fill"`. Default false.
+   */
+  readonly prewrite?: boolean | undefined
   /** Unlink the file right after its creation, before anything is allocated: nothing to leave behind, nothing to register. */
   readonly earlyUnlink?: boolean | undefined
 }
@@ -106,6 +115,8 @@ export interface Alignment {
  */
 export interface Allocation {
   readonly method: "fallocate" | "zero-fill" | "truncate"
+  /** Whether every extent has been written once: by a zero-fill, or by `prewrite`. */
+  readonly written: boolean
   readonly overwritesMayRunOutOfSpace: boolean
 }
 
@@ -115,6 +126,17 @@ export interface Allocation {
  */
 export interface StorageType {
   readonly _tag: "Disk"
+}
+
+/**
+ * One of a batch: all of `buffer`, at `offset` (bytes, a multiple of `alignment.offset`).
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Transfer {
+  readonly offset: number
+  readonly buffer: AlignedBuffer
 }
 
 /**
@@ -148,15 +170,28 @@ export interface DiskStorage {
   readonly read: (offset: number, into: AlignedBuffer) => Effect.Effect<void, TransferError>
   /** Writes all of `from` at `offset`, as `read` reads. */
   readonly write: (offset: number, from: AlignedBuffer) => Effect.Effect<void, TransferError>
-  /** Any range, through an aligned bounce buffer of the storage, one such operation at a time. The result is the caller's. */
+  /**
+   * Many reads at once, in any order, with a result for each: none hides what became of another. It ends when all have ended, and
+   * costs less than as many `read`s.
+   */
+  readonly readBatch: (transfers: ReadonlyArray<Transfer>) => Effect.Effect<Results<TransferError>>
+  readonly writeBatch: (transfers: ReadonlyArray<Transfer>) => Effect.Effect<Results<TransferError>>
+  /** Any range, through aligned bounce buffers of the storage. The result is the caller's. */
   readonly readBytes: (offset: number, length: number) => Effect.Effect<Uint8Array, BytesError>
   /**
-   * Any range, through the same bounce buffer: a partial page is read, changed and written back, so do not `write` to that page
+   * Any range, through the same bounce buffers: a partial page is read, changed and written back, so do not `write` to that page
    * meanwhile; `writeBytes` among themselves lose nothing. `bytes` is read until the effect ends.
    */
   readonly writeBytes: (offset: number, bytes: Uint8Array) => Effect.Effect<void, BytesError>
+  /** The bytes of a range, in order, in chunks of `chunkBytes` (default 1 MiB), the last one shorter; read ahead by one chunk. */
+  readonly stream: (
+    range: { readonly offset: number; readonly length: number },
+    chunkBytes?: number
+  ) => Stream.Stream<Uint8Array, BytesError>
+  /** Writes what comes one after the other from `offset` on, and answers how many bytes that were. */
+  readonly sink: (offset: number) => Sink.Sink<number, Uint8Array, never, BytesError>
   /** `fdatasync`: what was written before survives a power cut. */
-  readonly sync: Effect.Effect<void, StorageClosed | IoFailed>
+  readonly sync: Effect.Effect<void, StorageClosed | IoFailed | IoStalled>
 
   /**
    * Lends the file descriptor for as long as `use` runs; release waits for it. Do not keep the number, do not close it, and do
@@ -220,7 +255,7 @@ export const DiskStorage: Context.Tag<DiskStorage, DiskStorage> = Context.Generi
  * @category models
  */
 export interface Progress {
-  readonly step: "zero-fill"
+  readonly step: "zero-fill" | "prewrite"
   readonly path: string
   readonly done: number
   readonly total: number

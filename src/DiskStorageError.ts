@@ -148,7 +148,7 @@ export class OutOfSpace extends Schema.TaggedError<OutOfSpace>(id("OutOfSpace"))
   "OutOfSpace",
   {
     path: Schema.String,
-    method: Schema.Literal("fallocate", "zero-fill", "truncate"),
+    method: Schema.Literal("fallocate", "zero-fill", "truncate", "prewrite"),
     /** bytes asked of the filesystem */
     needed: Schema.Number,
     cause: SyscallError
@@ -175,7 +175,7 @@ export class AllocationFailed extends Schema.TaggedError<AllocationFailed>(id("A
   "AllocationFailed",
   {
     path: Schema.String,
-    method: Schema.Literal("fallocate", "zero-fill", "truncate"),
+    method: Schema.Literal("fallocate", "zero-fill", "truncate", "prewrite"),
     offset: Schema.optional(Schema.Number),
     alignment: Schema.optional(Schema.Number),
     cause: Schema.optional(SyscallError)
@@ -184,10 +184,25 @@ export class AllocationFailed extends Schema.TaggedError<AllocationFailed>(id("A
   override get message(): string {
     const at = this.offset === undefined ? "" : ` at offset ${this.offset}`
     const what = this.cause === undefined ? "the kernel wrote nothing" : this.cause.message
-    const hint = this.method === "zero-fill" && this.cause?.code === "EINVAL"
+    const hint = (this.method === "zero-fill" || this.method === "prewrite") && this.cause?.code === "EINVAL"
       ? ` Writes were aligned to ${this.alignment} bytes, which this filesystem does not take: ${disableDirectIo}.`
       : ""
     return `${this.path} could not be allocated (${this.method}${at}): ${what}.${hint}`
+  }
+}
+
+/**
+ * `prewrite` was asked for where it cannot do what it is for: the filesystem writes every block to a new place.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class PrewriteRefused extends Schema.TaggedError<PrewriteRefused>(id("PrewriteRefused"))(
+  "PrewriteRefused",
+  { path: Schema.String, filesystem: Schema.String, reason: Schema.String }
+) {
+  override get message(): string {
+    return `Prewriting ${this.path} on ${this.filesystem} would be of no use: ${this.reason}. Leave the option prewrite out, or use another DYN_KVBM_DISK_CACHE_DIR.`
   }
 }
 
@@ -248,6 +263,74 @@ export class Misaligned extends Schema.TaggedError<Misaligned>(id("Misaligned"))
 ) {
   override get message(): string {
     return `The ${this.what} ${this.value} is not a multiple of ${this.alignment} bytes, which direct I/O needs here. readBytes and writeBytes take any range.`
+  }
+}
+
+/**
+ * Memory that `AlignedBuffer` did not make: it could be detached, and then unmapped, while the kernel transfers.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class ForeignMemory extends Schema.TaggedError<ForeignMemory>(id("ForeignMemory"))(
+  "ForeignMemory",
+  { byteLength: Schema.Number }
+) {
+  override get message(): string {
+    return `${this.byteLength} bytes of memory that is not of an AlignedBuffer cannot be lent to the kernel. Copy them into one, or use readBytes and writeBytes.`
+  }
+}
+
+/**
+ * Another operation holds some of the buffer's pages. Nothing was transferred.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class BufferBusy extends Schema.TaggedError<BufferBusy>(id("BufferBusy"))(
+  "BufferBusy",
+  { operation: Schema.Literal("read", "write"), offset: Schema.Number, length: Schema.Number }
+) {
+  override get message(): string {
+    return `The ${this.operation} of ${this.length} bytes at offset ${this.offset} was not begun: its buffer is in use by another operation. Wait for that one, or use another buffer.`
+  }
+}
+
+/**
+ * The disk did not answer within the engine's `stallTimeout`. The operation may still happen: its buffer stays the kernel's, and is
+ * lost to the caller, until it does.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class IoStalled extends Schema.TaggedError<IoStalled>(id("IoStalled"))(
+  "IoStalled",
+  {
+    operation: Schema.Literal("read", "write", "sync"),
+    path: Schema.String,
+    offset: Schema.Number,
+    length: Schema.Number,
+    timeoutMillis: Schema.Number
+  }
+) {
+  override get message(): string {
+    return `The ${this.operation} of ${this.length} bytes at offset ${this.offset} of ${this.path} had no answer within ${this.timeoutMillis} ms. The disk hangs: look at the kernel's log. Do not touch the buffer again.`
+  }
+}
+
+/**
+ * An I/O engine cannot run here: the kernel or a container's seccomp filter refuses it.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class EngineUnavailable extends Schema.TaggedError<EngineUnavailable>(id("EngineUnavailable"))(
+  "EngineUnavailable",
+  { engine: Schema.String, reason: Schema.String, cause: Schema.optional(SyscallError) }
+) {
+  override get message(): string {
+    const what = this.cause === undefined ? "" : `: ${this.cause.message}`
+    return `The engine ${this.engine} cannot be used here: ${this.reason}${what}. DISK_STORAGE_IO_ENGINE=auto takes the best one that can.`
   }
 }
 
@@ -366,7 +449,16 @@ export type AcquireError =
   | DirectIoRefused
   | OutOfSpace
   | AllocationFailed
+  | PrewriteRefused
   | BufferUnavailable
+
+/**
+ * What an engine's operation fails with.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export type OperationError = StorageClosed | BufferBusy | IoFailed | IoStalled
 
 /**
  * What a transfer of aligned memory fails with.
@@ -374,7 +466,7 @@ export type AcquireError =
  * @since 0.1.0
  * @category errors
  */
-export type TransferError = StorageClosed | OutOfBounds | Misaligned | IoFailed
+export type TransferError = OperationError | OutOfBounds | Misaligned
 
 /**
  * What a transfer of any range fails with.
@@ -382,7 +474,7 @@ export type TransferError = StorageClosed | OutOfBounds | Misaligned | IoFailed
  * @since 0.1.0
  * @category errors
  */
-export type BytesError = StorageClosed | OutOfBounds | BufferUnavailable | IoFailed
+export type BytesError = StorageClosed | OutOfBounds | BufferUnavailable | IoFailed | IoStalled
 
 /**
  * Every error of this module.
@@ -393,6 +485,8 @@ export type BytesError = StorageClosed | OutOfBounds | BufferUnavailable | IoFai
 export type DiskStorageError =
   | AcquireError
   | TransferError
+  | ForeignMemory
+  | EngineUnavailable
   | PlatformNotSupported
   | StorageUnlinked
   | UnlinkFailed
@@ -408,11 +502,16 @@ const classes = [
   DirectIoRefused,
   OutOfSpace,
   AllocationFailed,
+  PrewriteRefused,
   BufferUnavailable,
   StorageClosed,
   OutOfBounds,
   Misaligned,
+  ForeignMemory,
+  BufferBusy,
   IoFailed,
+  IoStalled,
+  EngineUnavailable,
   PlatformNotSupported,
   StorageUnlinked,
   UnlinkFailed,

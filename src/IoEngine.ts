@@ -4,17 +4,21 @@
  * @since 0.1.0
  */
 import * as Context from "effect/Context"
-import * as Effect from "effect/Effect"
+import type * as Effect from "effect/Effect"
+import type * as Either from "effect/Either"
 import * as Layer from "effect/Layer"
-import { IoFailed } from "./DiskStorageError.js"
-import type { SyscallError } from "./Syscalls.js"
+import type * as Scope from "effect/Scope"
+import type { AlignedBuffer } from "./AlignedBuffer.js"
+import type { OperationError } from "./DiskStorageError.js"
+import * as ioQueue from "./internal/ioQueue.js"
+import * as internal from "./internal/syscallsEngine.js"
 import { Syscalls } from "./Syscalls.js"
 
 /**
  * @since 0.1.0
  * @category type ids
  */
-export const TypeId: unique symbol = Symbol.for("effect-disk-storage/IoEngine")
+export const TypeId: typeof ioQueue.TypeId = ioQueue.TypeId
 
 /**
  * @since 0.1.0
@@ -23,9 +27,73 @@ export const TypeId: unique symbol = Symbol.for("effect-disk-storage/IoEngine")
 export type TypeId = typeof TypeId
 
 /**
- * An operation transfers the whole buffer or fails with `IoFailed`: short transfers are continued, from the last multiple of
- * `alignment` bytes, since direct I/O takes up nowhere else. Offsets are bytes. The buffer is the kernel's until the effect
- * ends, also when it is interrupted: what is queued can be taken back, what is submitted is waited for.
+ * What an engine is told about a file.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface FileOptions {
+  /** For messages. */
+  readonly path: string
+  /** Whether O_DIRECT is set: an engine that would block on buffered files does those in another way. */
+  readonly direct: boolean
+  /** Bytes: a short transfer is continued from the last multiple of it, since direct I/O takes up nowhere else. */
+  readonly alignment: number
+}
+
+/**
+ * A descriptor that an engine may use until the Scope ends in which `file` was called. That end waits for the operations in flight;
+ * afterwards every operation on it fails with `StorageClosed`, so that a number that the kernel has given to another file is never
+ * reached.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface IoFile extends FileOptions {
+  readonly fd: number
+}
+
+/**
+ * One thing to do. `read` fills all of `buffer` from `offset` (bytes) of the file, `write` writes all of it, `sync` is
+ * `fdatasync(2)`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Operation =
+  | { readonly kind: "read" | "write"; readonly file: IoFile; readonly buffer: AlignedBuffer; readonly offset: number }
+  | { readonly kind: "sync"; readonly file: IoFile }
+
+/**
+ * An operation that has ended: `bytes` were transferred, all of the buffer when `error` is undefined.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Completion {
+  readonly operation: Operation
+  readonly bytes: number
+  /** Built when it is looked at. */
+  readonly error: OperationError | undefined
+}
+
+/**
+ * What became of each operation of a batch, in the order of the batch: bytes transferred, or why not.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Results<out E = OperationError> {
+  readonly length: number
+  readonly get: (index: number) => Either.Either<number, E>
+  /** Empty when everything was transferred. */
+  readonly failures: ReadonlyArray<{ readonly index: number; readonly error: E }>
+}
+
+/**
+ * An operation transfers the whole buffer or fails: short transfers are continued, EINTR, EAGAIN and EBUSY are tried again within
+ * a bound. The buffer is the kernel's until the effect ends, also when it is interrupted: what is queued is taken back, what is
+ * submitted is waited for.
  *
  * An engine checks neither bounds nor alignment: `DiskStorage` does.
  *
@@ -35,10 +103,18 @@ export type TypeId = typeof TypeId
 export interface IoEngine {
   readonly [TypeId]: TypeId
   readonly name: string
-  readonly read: (fd: number, into: Uint8Array, offset: number, alignment: number) => Effect.Effect<void, IoFailed>
-  readonly write: (fd: number, from: Uint8Array, offset: number, alignment: number) => Effect.Effect<void, IoFailed>
-  /** `fdatasync(2)` */
-  readonly sync: (fd: number) => Effect.Effect<void, IoFailed>
+  /** Borrows the descriptor: the caller closes it, after the Scope. */
+  readonly file: (fd: number, options: FileOptions) => Effect.Effect<IoFile, never, Scope.Scope>
+  readonly read: (file: IoFile, into: AlignedBuffer, offset: number) => Effect.Effect<void, OperationError>
+  readonly write: (file: IoFile, from: AlignedBuffer, offset: number) => Effect.Effect<void, OperationError>
+  readonly sync: (file: IoFile) => Effect.Effect<void, OperationError>
+  /** Ends when all of them have ended; none hides what became of another. They run in any order, also on the same range. */
+  readonly batch: (operations: ReadonlyArray<Operation>) => Effect.Effect<Results>
+  /**
+   * The way in without Effect: `done` is called once, perhaps before this returns. Nothing can take the operation back. For measuring,
+   * and for those who count microseconds; `done` must not throw.
+   */
+  readonly unsafeSubmit: (operation: Operation, done: (completion: Completion) => void) => void
 }
 
 /**
@@ -47,56 +123,11 @@ export interface IoEngine {
  */
 export const IoEngine: Context.Tag<IoEngine, IoEngine> = Context.GenericTag<IoEngine>("effect-disk-storage/IoEngine")
 
-/** Bound on transfers of one operation in a row that end before the next multiple of the alignment. */
-const maxStalledTransfers = 16
-
-const make = Effect.map(Syscalls, (syscalls): IoEngine => {
-  const transfer = (
-    operation: "read" | "write",
-    call: (fd: number, bytes: Uint8Array, offset: number) => Effect.Effect<number, SyscallError>,
-    fd: number,
-    bytes: Uint8Array,
-    offset: number,
-    alignment: number
-  ): Effect.Effect<void, IoFailed> => {
-    const length = bytes.byteLength
-    const failed = (bytesDone: number, cause?: SyscallError) =>
-      new IoFailed({ operation, offset, length, bytesDone, cause })
-    const from = (done: number, stalled: number): Effect.Effect<void, IoFailed> =>
-      done === length ? Effect.void : Effect.matchEffect(
-        call(fd, done === 0 ? bytes : bytes.subarray(done), offset + done),
-        {
-          onFailure: (cause) => Effect.fail(failed(done, cause)),
-          onSuccess: (transferred) => {
-            const reached = done + transferred
-            const next = reached === length ? length : reached - reached % alignment
-            if (transferred === 0 || (next === done && stalled === maxStalledTransfers)) {
-              return Effect.fail(failed(reached))
-            }
-            return from(next, next === done ? stalled + 1 : 0)
-          }
-        }
-      )
-    return from(0, 0)
-  }
-  return {
-    [TypeId]: TypeId,
-    name: "pread/pwrite",
-    read: (fd, into, offset, alignment) => transfer("read", syscalls.pread, fd, into, offset, alignment),
-    write: (fd, from, offset, alignment) => transfer("write", syscalls.pwrite, fd, from, offset, alignment),
-    sync: (fd) =>
-      Effect.mapError(
-        syscalls.fdatasync(fd),
-        (cause) => new IoFailed({ operation: "sync", offset: 0, length: 0, bytesDone: 0, cause })
-      )
-  }
-})
-
 /**
- * An engine over `pread` and `pwrite` of whatever `Syscalls` there is. On the real kernel each operation is one call on
- * another thread, two at a time.
+ * An engine over `pread` and `pwrite` of whatever `Syscalls` there is: for tests over a simulated kernel. On the real kernel each
+ * operation is one call on another thread, two at a time; the other engines are faster.
  *
  * @since 0.1.0
  * @category layers
  */
-export const layerSyscalls: Layer.Layer<IoEngine, never, Syscalls> = Layer.effect(IoEngine, make)
+export const layerSyscalls: Layer.Layer<IoEngine, never, Syscalls> = Layer.effect(IoEngine, internal.make)

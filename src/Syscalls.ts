@@ -271,6 +271,14 @@ export interface OpenFlags {
 export const FS_NOCOW_FL = 0x0080_0000
 
 /**
+ * `FALLOC_FL_WRITE_ZEROES` of `uapi/linux/falloc.h` (Linux 6.17): written extents of zeros, made by the device where it can.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export const FALLOC_FL_WRITE_ZEROES = 0x80
+
+/**
  * The calls. Paths are absolute or relative to the working directory; offsets and lengths are bytes as safe integers; file
  * descriptors are plain numbers that the caller owns and closes.
  *

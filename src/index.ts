@@ -13,6 +13,10 @@ export * as DiskAllocator from "./DiskAllocator.js"
 /**
  * @since 0.1.0
  */
+export * as DiskMetrics from "./DiskMetrics.js"
+/**
+ * @since 0.1.0
+ */
 export * as DiskStorage from "./DiskStorage.js"
 /**
  * @since 0.1.0
@@ -29,11 +33,23 @@ export * as IoEngine from "./IoEngine.js"
 /**
  * @since 0.1.0
  */
+export * as IoUring from "./IoUring.js"
+/**
+ * @since 0.1.0
+ */
 export * as Linux from "./Linux.js"
 /**
  * @since 0.1.0
  */
+export * as LinuxAio from "./LinuxAio.js"
+/**
+ * @since 0.1.0
+ */
 export * as LinuxSyscalls from "./LinuxSyscalls.js"
+/**
+ * @since 0.1.0
+ */
+export * as NodeIo from "./NodeIo.js"
 /**
  * @since 0.1.0
  */

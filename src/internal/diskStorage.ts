@@ -8,60 +8,24 @@ import * as ExecutionStrategy from "effect/ExecutionStrategy"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
-import * as AlignedBuffer from "../AlignedBuffer.js"
 import type { DiskStorage, DiskStorageOptions } from "../DiskStorage.js"
-import type { AcquireError, IoFailed } from "../DiskStorageError.js"
+import type { AcquireError } from "../DiskStorageError.js"
 import {
-  BufferUnavailable,
   DuplicateKey,
-  Misaligned,
-  OutOfBounds,
   ReleaseFailed,
-  StorageClosed,
   StorageUnlinked,
   UnlinkFailed
 } from "../DiskStorageError.js"
 import { IoEngine } from "../IoEngine.js"
 import { Syscalls } from "../Syscalls.js"
+import type { Door } from "./door.js"
+import { makeDoor } from "./door.js"
 import type { ResolvedOptions } from "./options.js"
 import { resolve } from "./options.js"
 import * as temporaryFile from "./temporaryFile.js"
+import { make as makeTransfers } from "./transfers.js"
 
 export const TypeId: unique symbol = Symbol.for("effect-disk-storage/DiskStorage")
-
-/** The most that `readBytes` and `writeBytes` move at once. */
-const maxBounceBytes = 1024 * 1024
-
-type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
-
-/** The way in and out of a storage: counts what is inside, so that release can close the door and wait until all have left. */
-const makeDoor = (path: string) => {
-  let closed = false
-  let inside = 0
-  let drained: Deferred.Deferred<void> | undefined
-
-  const leave = Effect.suspend(() => {
-    inside -= 1
-    return inside === 0 && drained !== undefined ? Deferred.succeed(drained, undefined) : Effect.void
-  })
-  return {
-    /** Runs `use` inside. It starts uninterruptible; `restore` is for what may be interrupted. */
-    enter: <A, E, R>(use: (restore: Restore) => Effect.Effect<A, E, R>): Effect.Effect<A, E | StorageClosed, R> =>
-      Effect.uninterruptibleMask((restore): Effect.Effect<A, E | StorageClosed, R> => {
-        if (closed) return Effect.fail(new StorageClosed({ path }))
-        inside += 1
-        return Effect.ensuring(Effect.suspend(() => use(restore)), leave)
-      }),
-    close: Effect.flatMap(Deferred.make<void>(), (empty) =>
-      Effect.suspend(() => {
-        closed = true
-        drained = empty
-        return inside === 0 ? Effect.void : Deferred.await(empty)
-      }))
-  }
-}
-
-type Door = ReturnType<typeof makeDoor>
 
 /** What is registered, each in a scope of its own. */
 const makeRegistrations = (file: temporaryFile.TemporaryFile, door: Door) => {
@@ -124,118 +88,6 @@ const makeRegistrations = (file: temporaryFile.TemporaryFile, door: Door) => {
   return { register, registration, isRegistered, deregister, release }
 }
 
-/** Transfers, checked before the kernel sees them. */
-const makeTransfers = (
-  engine: IoEngine,
-  size: number,
-  { alignment, fd }: Pick<temporaryFile.Prepared, "alignment" | "fd">,
-  door: Door,
-  bounceLock: Effect.Semaphore
-) => {
-  const outOfBounds = (offset: number, length: number): OutOfBounds | undefined =>
-    Number.isSafeInteger(offset) && offset >= 0 && Number.isSafeInteger(length) && length >= 0 &&
-      length <= size - offset
-      ? undefined
-      : new OutOfBounds({ offset, length, size })
-
-  const misaligned = (offset: number, { bytes }: AlignedBuffer.AlignedBuffer): Misaligned | undefined =>
-    offset % alignment.offset !== 0
-      ? new Misaligned({ what: "offset", value: offset, alignment: alignment.offset })
-      : bytes.byteLength % alignment.length !== 0
-      ? new Misaligned({ what: "length", value: bytes.byteLength, alignment: alignment.length })
-      : bytes.byteOffset % alignment.memory !== 0
-      ? new Misaligned({ what: "memory", value: bytes.byteOffset, alignment: alignment.memory })
-      : undefined
-
-  const transfer = (move: IoEngine["read"]) => (offset: number, buffer: AlignedBuffer.AlignedBuffer) =>
-    door.enter((restore): Effect.Effect<void, OutOfBounds | Misaligned | IoFailed> => {
-      const refused = outOfBounds(offset, buffer.bytes.byteLength) ?? misaligned(offset, buffer)
-      return refused === undefined ? restore(move(fd, buffer.bytes, offset, alignment.offset)) : Effect.fail(refused)
-    })
-
-  let bounce: AlignedBuffer.AlignedBuffer | undefined
-  const takeBounce = Effect.suspend(() =>
-    bounce === undefined
-      ? Effect.tap(
-        AlignedBuffer.make(Math.ceil(Math.min(maxBounceBytes, size) / alignment.offset) * alignment.offset),
-        (made) => {
-          bounce = made
-        }
-      )
-      : Effect.succeed(bounce)
-  )
-
-  /** Runs `each` over the aligned chunks, `[start, end)`, that cover a range, holding the bounce buffer. */
-  const overChunks = <E>(
-    offset: number,
-    length: number,
-    each: (chunk: Uint8Array, start: number, end: number) => Effect.Effect<void, E>
-  ) =>
-    bounceLock.withPermits(1)(Effect.gen(function*() {
-      const { bytes, byteLength } = yield* takeBounce
-      const unit = alignment.offset
-      const last = Math.ceil((offset + length) / unit) * unit
-      for (let start = offset - (offset % unit); start < last; start += byteLength) {
-        const end = Math.min(start + byteLength, last)
-        yield* each(bytes.subarray(0, end - start), start, end)
-      }
-    }))
-
-  const readBytes: DiskStorage["readBytes"] = (offset, length) =>
-    door.enter((restore): Effect.Effect<Uint8Array, OutOfBounds | BufferUnavailable | IoFailed> => {
-      const refused = outOfBounds(offset, length)
-      if (refused !== undefined) return Effect.fail(refused)
-      return restore(Effect.gen(function*() {
-        const result = yield* Effect.try({
-          try: () => new Uint8Array(length),
-          catch: (error) => new BufferUnavailable({ byteLength: length, reason: String(error) })
-        })
-        if (length === 0) return result
-        yield* overChunks(
-          offset,
-          length,
-          (chunk, start, end) =>
-            Effect.tap(engine.read(fd, chunk, start, alignment.offset), () => {
-              const from = Math.max(start, offset)
-              result.set(chunk.subarray(from - start, Math.min(end, offset + length) - start), from - offset)
-            })
-        )
-        return result
-      }))
-    })
-
-  const writeBytes: DiskStorage["writeBytes"] = (offset, bytes) =>
-    door.enter((restore): Effect.Effect<void, OutOfBounds | BufferUnavailable | IoFailed> => {
-      const length = bytes.byteLength
-      const refused = outOfBounds(offset, length)
-      if (refused !== undefined) return Effect.fail(refused)
-      if (length === 0) return Effect.void
-      const unit = alignment.offset
-      return restore(overChunks(offset, length, (chunk, start, end) =>
-        Effect.gen(function*() {
-          const from = Math.max(start, offset)
-          const to = Math.min(end, offset + length)
-          // The units that the range only touches keep their other bytes.
-          if (from > start || (to < end && end - start === unit)) {
-            yield* engine.read(fd, chunk.subarray(0, unit), start, unit)
-          }
-          if (to < end && end - start > unit) {
-            yield* engine.read(fd, chunk.subarray(end - start - unit), end - unit, unit)
-          }
-          chunk.set(bytes.subarray(from - offset, to - offset), from - start)
-          yield* engine.write(fd, chunk, start, unit)
-        })))
-    })
-
-  return {
-    read: transfer(engine.read),
-    write: transfer(engine.write),
-    readBytes,
-    writeBytes,
-    sync: door.enter((restore) => restore(engine.sync(fd)))
-  }
-}
-
 const acquire = (
   options: ResolvedOptions,
   scope: Scope.CloseableScope,
@@ -267,6 +119,9 @@ const acquire = (
     const door = makeDoor(path)
     const registrations = makeRegistrations(file, door)
     yield* Effect.addFinalizer((exit) => registrations.release(failures, exit))
+    // Ends after the door has closed, and waits for the transfers, which it counts by itself.
+    const ioFile = yield* engine.file(fd, { path, direct: directIo.flag, alignment: alignment.offset })
+    const transfers = yield* makeTransfers(engine, ioFile, options.size, prepared, door, scope)
     yield* Effect.addFinalizer(() => door.close)
 
     const unlinkLock = yield* Effect.makeSemaphore(1)
@@ -297,7 +152,7 @@ const acquire = (
       directIo,
       alignment,
       allocation,
-      ...makeTransfers(engine, options.size, prepared, door, yield* Effect.makeSemaphore(1)),
+      ...transfers,
       withFd: (use) => door.enter((restore) => restore(use(fd))),
       unlinked: Effect.sync(() => !file.linked),
       unlink,

@@ -27,6 +27,14 @@ const rewritesInPlace = new Set<string>(["ext2/ext3/ext4", "xfs", "tmpfs"])
 export const overwritesMayRunOutOfSpace = (type: number, nocow: boolean): boolean =>
   type === BTRFS ? !nocow : !rewritesInPlace.has(filesystemName(type))
 
+/** Why every block of such a file goes to a new place when it is overwritten; undefined where that is not known. */
+export const copiesOnWrite = (type: number, nocow: boolean): string | undefined =>
+  type === BTRFS && !nocow
+    ? "copy-on-write stays on for this file (NOCOW was refused)"
+    : filesystemName(type) === "zfs"
+    ? "zfs copies on write"
+    : undefined
+
 /** Whether I/O through a descriptor that has O_DIRECT is direct. The flag alone proves nothing: tmpfs takes it too. */
 export const directIoVerdict = (
   type: number,

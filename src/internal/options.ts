@@ -12,6 +12,7 @@ export interface ResolvedOptions {
   readonly directIo: "required" | "preferred" | "disabled"
   readonly openStrategy: "default" | "open-direct"
   readonly fallback: "truncate" | "zero-fill"
+  readonly prewrite: boolean
   readonly earlyUnlink: boolean
 }
 
@@ -32,7 +33,7 @@ const oneOf = <const A extends string>(option: string, values: ReadonlyArray<A>,
 
 export const resolve = (options: DiskStorageOptions): Effect.Effect<ResolvedOptions, InvalidOption> =>
   Effect.gen(function*() {
-    const { directory = defaultDirectory, earlyUnlink = false, size } = options
+    const { directory = defaultDirectory, earlyUnlink = false, prewrite = false, size } = options
     if (!Number.isSafeInteger(size) || size <= 0 || size > maxSize) {
       return yield* new InvalidOption({
         option: "size",
@@ -47,12 +48,15 @@ export const resolve = (options: DiskStorageOptions): Effect.Effect<ResolvedOpti
         expected: "a path: not empty, without NUL"
       })
     }
-    if (typeof earlyUnlink !== "boolean") {
-      return yield* new InvalidOption({ option: "earlyUnlink", value: String(earlyUnlink), expected: "true, false" })
+    for (const [option, value] of Object.entries({ prewrite, earlyUnlink })) {
+      if (typeof value !== "boolean") {
+        return yield* new InvalidOption({ option, value: String(value), expected: "true, false" })
+      }
     }
     return {
       size,
       directory,
+      prewrite,
       earlyUnlink,
       directIo: yield* oneOf("directIo", ["required", "preferred", "disabled"], options.directIo, "required"),
       openStrategy: yield* oneOf("openStrategy", ["default", "open-direct"], options.openStrategy, "default"),
@@ -67,7 +71,7 @@ export const unwrapOptions = (
   if (Config.isConfig(config)) return config
   const { size, ...rest } = config
   const optional: Types.Mutable<typeof rest> = rest
-  for (const key of ["directory", "directIo", "openStrategy", "fallback", "earlyUnlink"] as const) {
+  for (const key of ["directory", "directIo", "openStrategy", "fallback", "prewrite", "earlyUnlink"] as const) {
     if (optional[key] === undefined) delete optional[key]
   }
   return Config.unwrap<DiskStorageOptions>({ size, ...optional })

@@ -3,19 +3,20 @@ import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as AlignedBuffer from "../AlignedBuffer.js"
 import type { Alignment, Allocation, DirectIoState } from "../DiskStorage.js"
-import type { AcquireError, BufferUnavailable, ReleaseFailed } from "../DiskStorageError.js"
+import type { AcquireError, BufferUnavailable, OperationError, ReleaseFailed } from "../DiskStorageError.js"
 import {
   AllocationFailed,
   CreateFailed,
   DirectIoRefused,
   DirectoryUnusable,
   FileReplaced,
-  OutOfSpace
+  OutOfSpace,
+  PrewriteRefused
 } from "../DiskStorageError.js"
 import type { IoEngine } from "../IoEngine.js"
 import type { SyscallError, Syscalls } from "../Syscalls.js"
-import { errnos, FS_NOCOW_FL } from "../Syscalls.js"
-import { BTRFS, directIoVerdict, filesystemName, overwritesMayRunOutOfSpace } from "./filesystems.js"
+import { errnos, FALLOC_FL_WRITE_ZEROES, FS_NOCOW_FL } from "../Syscalls.js"
+import { BTRFS, copiesOnWrite, directIoVerdict, filesystemName, overwritesMayRunOutOfSpace } from "./filesystems.js"
 import * as linkedFiles from "./linkedFiles.js"
 import type { ResolvedOptions } from "./options.js"
 import { ProgressListener } from "./progress.js"
@@ -23,8 +24,11 @@ import { ProgressListener } from "./progress.js"
 /** Unlike the Rust original's `dynamo-kvbm-disk-cache-`, whose live files must never be taken for ours. */
 const namePrefix = "dynamo-kvbm-disk-cache-eds-"
 
-/** The Rust original's: what one zero-fill write takes, and how long an interruption of one waits. */
-const zeroFillBytes = 16 * 1024 * 1024
+/** What one write of a zero-fill takes, and how many of them are in flight: an interruption waits for those. */
+const zeroFillBytes = 4 * 1024 * 1024
+const zeroFillConcurrency = 8
+/** What one call asks the device to zero. */
+const deviceZeroBytes = 1024 * 1024 * 1024
 
 export type ReleaseFailure = ReleaseFailed["failures"][number]
 
@@ -52,6 +56,8 @@ const is = (...codes: ReadonlyArray<keyof typeof errnos>) => {
 const isDirectoryAtFault = is("ENOENT", "ENOTDIR", "EACCES", "EPERM", "EROFS", "ENAMETOOLONG", "ELOOP")
 const isNoRoom = is("ENOSPC", "EDQUOT", "EFBIG")
 const isUnsupported = is("EOPNOTSUPP", "ENOSYS")
+/** How kernels say no to a mode of fallocate that they, or the device, do not know. */
+const isWriteZeroesRefused = is("EOPNOTSUPP", "ENOSYS", "EINVAL")
 /** How the kernel says no to O_DIRECT. */
 const isDirectIoRefused = is("EINVAL", "EOPNOTSUPP")
 /** How filesystems and the missing right say no to an inode flag. */
@@ -195,37 +201,81 @@ const setDirect = (
     return { flag: (flags & O_DIRECT) !== 0 }
   }).pipe(Effect.mapError(failedAt("set O_DIRECT", file.path)))
 
-/** Zeros over the whole file, from one buffer, one write at a time: interruptible between them. */
-const zeroFill = (
+/**
+ * Zeros over the whole file, from one buffer, with several writes in flight. Interrupted, it ends when those have.
+ */
+const writeZeros = (
   engine: IoEngine,
+  step: "zero-fill" | "prewrite",
   file: TemporaryFile,
   fd: number,
   length: number,
+  direct: boolean,
   alignment: Alignment
 ): Effect.Effect<void, OutOfSpace | AllocationFailed | BufferUnavailable> =>
+  Effect.scoped(Effect.gen(function*() {
+    const tell = yield* ProgressListener
+    const { path } = file
+    const failed = ({ bytes, error }: { readonly bytes: number; readonly error: OperationError }) => {
+      const cause = error._tag === "IoFailed" ? error.cause : undefined
+      return cause !== undefined && isNoRoom(cause)
+        ? new OutOfSpace({ path, method: step, needed: length, cause })
+        : new AllocationFailed({
+          path,
+          method: step,
+          offset: bytes,
+          alignment: Math.max(AlignedBuffer.pageSize, alignment.offset),
+          cause
+        })
+    }
+    const ioFile = yield* engine.file(fd, { path, direct, alignment: alignment.offset })
+    const zeros = yield* AlignedBuffer.make(Math.min(length, zeroFillBytes))
+    const last = yield* Effect.orDie(AlignedBuffer.slice(zeros, 0, length % zeros.byteLength))
+    let done = 0
+    yield* Effect.forEach(
+      Array.from({ length: Math.ceil(length / zeros.byteLength) }, (_, index) => index * zeros.byteLength),
+      (offset) => {
+        const bytes = offset + zeros.byteLength > length ? last : zeros
+        return Effect.matchEffect(engine.write(ioFile, bytes, offset), {
+          onFailure: (error) =>
+            Effect.fail(failed({ error, bytes: offset + (error._tag === "IoFailed" ? error.bytesDone : 0) })),
+          onSuccess: () => tell({ step, path, done: done += bytes.byteLength, total: length })
+        })
+      },
+      { concurrency: zeroFillConcurrency, discard: true }
+    )
+    yield* Effect.mapError(engine.sync(ioFile), (error) => failed({ error, bytes: length }))
+  }))
+
+/** Zeros from the device where the kernel can ask it for them, a piece at a time so that it can be interrupted and watched. */
+const zeroInDevice = (
+  syscalls: Syscalls,
+  file: TemporaryFile,
+  fd: number,
+  length: number
+): Effect.Effect<boolean, OutOfSpace | AllocationFailed> =>
   Effect.gen(function*() {
     const tell = yield* ProgressListener
     const { path } = file
-    const method = "zero-fill"
-    const zeros = yield* AlignedBuffer.make(Math.min(length, zeroFillBytes))
-    for (let offset = 0; offset < length; offset += zeros.byteLength) {
-      const bytes = zeros.bytes.subarray(0, Math.min(zeros.byteLength, length - offset))
-      yield* Effect.mapError(engine.write(fd, bytes, offset, alignment.offset), ({ bytesDone, cause }) =>
-        cause !== undefined && isNoRoom(cause)
-          ? new OutOfSpace({ path, method, needed: length, cause })
-          : new AllocationFailed({
-            path,
-            method,
-            offset: offset + bytesDone,
-            alignment: Math.max(AlignedBuffer.pageSize, alignment.offset),
-            cause
-          }))
-      yield* tell({ step: method, path, done: offset + bytes.byteLength, total: length })
+    const method = "prewrite"
+    for (let offset = 0; offset < length; offset += deviceZeroBytes) {
+      const bytes = Math.min(deviceZeroBytes, length - offset)
+      const zeroed = yield* syscalls.fallocate(fd, FALLOC_FL_WRITE_ZEROES, offset, bytes).pipe(
+        Effect.as(true),
+        Effect.catchAll((cause) =>
+          isWriteZeroesRefused(cause)
+            ? Effect.succeed(false)
+            : Effect.fail(
+              isNoRoom(cause)
+                ? new OutOfSpace({ path, method, needed: length, cause })
+                : new AllocationFailed({ path, method, offset, cause })
+            )
+        )
+      )
+      if (!zeroed) return false
+      yield* tell({ step: method, path, done: offset + bytes, total: length })
     }
-    yield* Effect.mapError(engine.sync(fd), ({ cause }) =>
-      cause !== undefined && isNoRoom(cause)
-        ? new OutOfSpace({ path, method, needed: length, cause })
-        : new AllocationFailed({ path, method, offset: length, cause }))
+    return true
   })
 
 const allocate = (
@@ -235,9 +285,11 @@ const allocate = (
   file: TemporaryFile,
   fd: number,
   length: number,
+  direct: boolean,
   alignment: Alignment
-): Effect.Effect<Allocation["method"], OutOfSpace | AllocationFailed | BufferUnavailable> => {
+): Effect.Effect<Pick<Allocation, "method" | "written">, OutOfSpace | AllocationFailed | BufferUnavailable> => {
   const { path } = file
+  type Allocated = Pick<Allocation, "method" | "written">
   const failed = (method: Allocation["method"]) => (cause: SyscallError) =>
     isNoRoom(cause)
       ? new OutOfSpace({ path, method, needed: length, cause })
@@ -248,19 +300,22 @@ const allocate = (
   ).pipe(
     Effect.annotateLogs({ path }),
     Effect.zipRight(Effect.mapError(syscalls.ftruncate(fd, length), failed("truncate"))),
-    Effect.as("truncate" as const)
+    Effect.as<Allocated>({ method: "truncate", written: false })
   )
   const fill = Effect.logInfo("this filesystem has no fallocate: writing zeros over the whole file").pipe(
     Effect.annotateLogs({ path, bytes: length }),
-    Effect.zipRight(zeroFill(engine, file, fd, length, alignment)),
-    Effect.as("zero-fill" as const)
+    Effect.zipRight(writeZeros(engine, "zero-fill", file, fd, length, direct, alignment)),
+    Effect.as<Allocated>({ method: "zero-fill", written: true })
   )
+  const prewrite = Effect.flatMap(zeroInDevice(syscalls, file, fd, length), (zeroed) =>
+    zeroed ? Effect.void : writeZeros(engine, "prewrite", file, fd, length, direct, alignment))
   return Effect.matchEffect(syscalls.fallocate(fd, 0, 0, length), {
-    onSuccess: () => Effect.succeed("fallocate" as const),
-    onFailure: (cause): Effect.Effect<Allocation["method"], OutOfSpace | AllocationFailed | BufferUnavailable> =>
+    onSuccess: () =>
+      Effect.as(options.prewrite ? prewrite : Effect.void, { method: "fallocate" as const, written: options.prewrite }),
+    onFailure: (cause): Effect.Effect<Allocated, OutOfSpace | AllocationFailed | BufferUnavailable> =>
       !isUnsupported(cause)
         ? Effect.fail(failed("fallocate")(cause))
-        : options.fallback === "zero-fill"
+        : options.prewrite || options.fallback === "zero-fill"
         ? fill
         : truncate
   })
@@ -314,13 +369,16 @@ export const prepare = (
     // Whole pages, so that an aligned write of the last one neither grows nor fails; what is above `size` is padding.
     const unit = Math.max(AlignedBuffer.pageSize, offset)
     const length = Math.ceil(options.size / unit) * unit
-    const method = yield* allocate(syscalls, engine, options, file, fd, length, alignment)
+    const useless = options.prewrite ? copiesOnWrite(type, nocow) : undefined
+    if (useless !== undefined) return yield* new PrewriteRefused({ path, filesystem: filesystem.name, reason: useless })
+    const { method, written } = yield* allocate(syscalls, engine, options, file, fd, length, direct.flag, alignment)
     // Measured on ext2: the kernel writes into a hole of a file without extents through the page cache, whatever the flag.
     const directIo = method === "truncate" && accepted.verdict === "direct"
       ? { ...accepted, reason: `${accepted.reason}; the first write into each hole may be buffered` }
       : accepted
     const allocation = {
       method,
+      written,
       overwritesMayRunOutOfSpace: method === "truncate" || overwritesMayRunOutOfSpace(type, nocow)
     }
     yield* Effect.logDebug("disk storage acquired").pipe(

@@ -166,6 +166,7 @@ const checkCombination = (
       const method = expected.hasFallocate ? "fallocate" : combination.fallback
       assert.deepStrictEqual(storage.allocation, {
         method,
+        written: method === "zero-fill",
         overwritesMayRunOutOfSpace: method === "truncate" || expected.overwritesMayRunOutOfSpace
       })
       assert.lengthOf(openBelow(directory), 1)

@@ -1,22 +1,11 @@
-/**
- * The real kernel, called through libc with koffi. This folder is the only one that names koffi.
- *
- * `load(null)` finds the symbols in the libc that Node itself runs on, so glibc and musl need no library name. Variadic
- * functions are declared with fixed arguments: the calling conventions of Linux on x86-64 and arm64 pass them alike, and koffi
- * cannot call variadic functions off-thread.
- */
+/** The real kernel, called through libc with koffi. */
 import * as Effect from "effect/Effect"
-import { PlatformNotSupported } from "../../DiskStorageError.js"
-import type { OpenFlags } from "../../Syscalls.js"
+import type { PlatformNotSupported } from "../../DiskStorageError.js"
 import { errnos } from "../../Syscalls.js"
 import type { Kernel } from "../kernel.js"
 import * as linkedFiles from "../linkedFiles.js"
-
-/** What differs between the two architectures (`uapi/asm/fcntl.h` and the system call tables). */
-const architectures: { readonly [arch: string]: { readonly flags: OpenFlags; readonly statx: number } } = {
-  x64: { flags: { O_RDWR: 0x2, O_CLOEXEC: 0x8_0000, O_DIRECT: 0x4000, O_NOFOLLOW: 0x2_0000 }, statx: 332 },
-  arm64: { flags: { O_RDWR: 0x2, O_CLOEXEC: 0x8_0000, O_DIRECT: 0x1_0000, O_NOFOLLOW: 0x8000 }, statx: 291 }
-}
+import { native } from "./native.js"
+import type { Argument, CFunction } from "./native.js"
 
 // uapi/linux/fcntl.h and uapi/linux/fs.h; the ioctls carry the size of a long in their number and an int at the pointer.
 const F_GETFL = 3
@@ -28,14 +17,6 @@ const FS_IOC_SETFLAGS = 0x4008_6602
 const AT_EMPTY_PATH = 0x1000
 const STATX_BASIC_STATS = 0x7ff
 const STATX_DIOALIGN = 0x2000
-
-type Argument = number | string | Uint8Array
-
-/** A C function that returns a signed integer, and −1 with `errno` when it failed. */
-interface CFunction {
-  (...args: ReadonlyArray<Argument>): number
-  async(...args: ReadonlyArray<Argument | ((error: unknown, result: number) => void)>): void
-}
 
 /**
  * libuv's pool has four threads that fs, dns, zlib and crypto share; koffi's off-thread calls take at most two of them.
@@ -55,33 +36,8 @@ const workingDirectory = (): string | undefined => {
   }
 }
 
-const load = Effect.tryPromise({
-  try: () => import("koffi"),
-  catch: (error) =>
-    new PlatformNotSupported({
-      platform: process.platform,
-      arch: process.arch,
-      reason: `the native module of koffi could not be loaded: ${String(error)}`
-    })
-})
-
 export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(function*() {
-  const { arch, platform } = process
-  const constants = platform === "linux" ? architectures[arch] : undefined
-  if (constants === undefined) {
-    return yield* new PlatformNotSupported({ platform, arch, reason: "direct I/O here needs Linux on x64 or arm64" })
-  }
-  const { default: koffi } = yield* load
-  const libc = yield* Effect.try({
-    try: () => koffi.load(null),
-    catch: (error) => new PlatformNotSupported({ platform, arch, reason: `libc could not be opened: ${String(error)}` })
-  })
-  const declare = (name: string, result: string, args: Array<string>) =>
-    Effect.try({
-      try: (): CFunction => libc.func(name, result, args),
-      catch: (error) =>
-        new PlatformNotSupported({ platform, arch, reason: `libc has no ${name} to call: ${String(error)}` })
-    })
+  const { architecture, declare, koffi } = yield* native
   const mkdir = yield* declare("mkdir", "int", ["str", "uint32_t"])
   const mkostemp = yield* declare("mkostemp", "int", ["void *", "int"])
   const open = yield* declare("open", "int", ["str", "int", "uint32_t"])
@@ -136,7 +92,7 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
     })))
 
   const kernel: Kernel = {
-    flags: constants.flags,
+    flags: architecture.flags,
     mkdir: (path, mode) => offThread(mkdir, [path, mode]),
     mkostemp: (prefix, flags, path) =>
       Effect.suspend(() => {
@@ -175,7 +131,7 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
       Effect.suspend(() => {
         const buffer = new DataView(new ArrayBuffer(256))
         const bytes = new Uint8Array(buffer.buffer)
-        return offThread(statx, [constants.statx, fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_DIOALIGN, bytes], {
+        return offThread(statx, [architecture.statx, fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_DIOALIGN, bytes], {
           done: () => {
             out.value = {
               links: buffer.getUint32(0x10, true),

@@ -1,0 +1,71 @@
+/**
+ * What the engines count, as Effect metrics: always on, collected in plain fields and handed over once per drain of completions.
+ *
+ * @since 0.1.0
+ */
+import * as Metric from "effect/Metric"
+import * as MetricBoundaries from "effect/MetricBoundaries"
+
+type Direction = "read" | "write" | "sync"
+
+const byDirection = <A>(make: (direction: Direction) => A): { readonly [direction in Direction]: A } => ({
+  read: make("read"),
+  write: make("write"),
+  sync: make("sync")
+})
+
+/**
+ * Bytes transferred (`disk_storage_bytes`, tag `direction`). Failed operations count what they transferred before they failed.
+ *
+ * @since 0.1.0
+ * @category metrics
+ */
+export const bytes = byDirection((direction) =>
+  Metric.tagged(Metric.counter("disk_storage_bytes", { incremental: true }), "direction", direction)
+)
+
+/**
+ * Operations that have ended, well or not (`disk_storage_operations`, tag `direction`).
+ *
+ * @since 0.1.0
+ * @category metrics
+ */
+export const operations = byDirection((direction) =>
+  Metric.tagged(Metric.counter("disk_storage_operations", { incremental: true }), "direction", direction)
+)
+
+/**
+ * Operations that failed (`disk_storage_errors`, tags `direction` and `code`): the name of the errno, or `SHORT` where the kernel
+ * transferred nothing and reported no error, or `STALLED`.
+ *
+ * @since 0.1.0
+ * @category metrics
+ */
+export const errors = (direction: Direction, code: string) =>
+  Metric.counter("disk_storage_errors", { incremental: true }).pipe(
+    Metric.tagged("direction", direction),
+    Metric.tagged("code", code)
+  )
+
+/**
+ * Pieces (at most 1 MiB each) that the kernel has and has not answered (`disk_storage_in_flight`), of the engine that was busy last.
+ *
+ * @since 0.1.0
+ * @category metrics
+ */
+export const inFlight = Metric.gauge("disk_storage_in_flight")
+
+/**
+ * Milliseconds from submission to completion (`disk_storage_latency_ms`, tag `direction`); of the operations that end together up
+ * to four are counted.
+ *
+ * @since 0.1.0
+ * @category metrics
+ */
+export const latency = byDirection((direction) =>
+  Metric.tagged(
+    Metric.histogram("disk_storage_latency_ms", MetricBoundaries.exponential({ start: 0.01, factor: 2, count: 22 })),
+    "direction",
+    direction
+  )
+)

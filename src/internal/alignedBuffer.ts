@@ -1,0 +1,119 @@
+/** The one implementation of AlignedBuffer, and its pool. */
+import * as Effect from "effect/Effect"
+import type * as Scope from "effect/Scope"
+import type { AlignedBuffer, Pool, PoolOptions } from "../AlignedBuffer.js"
+import { BufferUnavailable, ForeignMemory, InvalidOption, Misaligned, OutOfBounds } from "../DiskStorageError.js"
+import type { Part, Slab } from "./slab.js"
+import * as slabs from "./slab.js"
+
+export const TypeId: unique symbol = Symbol.for("effect-disk-storage/AlignedBuffer")
+
+/** The only class that implements `AlignedBuffer`: engines know it by `instanceof`. */
+export class Region implements AlignedBuffer {
+  readonly [TypeId]: typeof TypeId = TypeId
+  readonly slab: Slab
+  readonly bytes: Uint8Array
+  readonly byteLength: number
+  /** Where it begins in the slab; a field, for a getter of a typed array costs more on a hot path. */
+  readonly start: number
+
+  constructor({ bytes, slab }: Part) {
+    this.slab = slab
+    this.bytes = bytes
+    this.byteLength = bytes.byteLength
+    this.start = bytes.byteOffset
+  }
+}
+
+export const region = (buffer: AlignedBuffer): Region => {
+  if (buffer instanceof Region) return buffer
+  throw new TypeError("an AlignedBuffer is made by AlignedBuffer.make, slice, fromUint8Array or a pool, and by nothing else")
+}
+
+const reasonOf = (error: unknown) => error instanceof Error ? error.message : String(error)
+
+export const make = (byteLength: number): Effect.Effect<AlignedBuffer, BufferUnavailable> =>
+  Effect.try({
+    try: () => new Region(slabs.take(byteLength)),
+    catch: (error) => new BufferUnavailable({ byteLength, reason: reasonOf(error) })
+  })
+
+const onAPage = (start: number): Effect.Effect<void, Misaligned> =>
+  start % slabs.pageSize === 0
+    ? Effect.void
+    : Effect.fail(new Misaligned({ what: "memory", value: start, alignment: slabs.pageSize }))
+
+export const fromUint8Array = (bytes: Uint8Array): Effect.Effect<AlignedBuffer, ForeignMemory | Misaligned> =>
+  Effect.suspend((): Effect.Effect<AlignedBuffer, ForeignMemory | Misaligned> => {
+    const slab = slabs.slabOf(bytes)
+    if (slab === undefined) return Effect.fail(new ForeignMemory({ byteLength: bytes.byteLength }))
+    return Effect.as(onAPage(bytes.byteOffset), new Region({ slab, bytes }))
+  })
+
+export const slice = (
+  buffer: AlignedBuffer,
+  start: number,
+  end: number
+): Effect.Effect<AlignedBuffer, OutOfBounds | Misaligned> =>
+  Effect.suspend((): Effect.Effect<AlignedBuffer, OutOfBounds | Misaligned> => {
+    const { byteLength, bytes, slab } = region(buffer)
+    const length = end - start
+    if (!Number.isSafeInteger(start) || !Number.isSafeInteger(end) || start < 0 || length < 0 || end > byteLength) {
+      return Effect.fail(new OutOfBounds({ offset: start, length, size: byteLength }))
+    }
+    return Effect.as(onAPage(start), new Region({ slab, bytes: bytes.subarray(start, end) }))
+  })
+
+/** Who waits for a buffer; `given` is the one that it got, perhaps together with its interruption. */
+interface Waiter {
+  given: Region | undefined
+  readonly resume: (buffer: Effect.Effect<Region>) => void
+}
+
+export const pool = (options: PoolOptions): Effect.Effect<Pool, BufferUnavailable | InvalidOption, Scope.Scope> =>
+  Effect.gen(function*() {
+    const { buffers, byteLength } = options
+    if (!Number.isSafeInteger(buffers) || buffers <= 0) {
+      return yield* new InvalidOption({ option: "buffers", value: String(buffers), expected: "a whole number above 0" })
+    }
+    const free = yield* Effect.acquireRelease(
+      Effect.try({
+        try: () => slabs.takePooled(buffers, byteLength).map((part) => new Region(part)),
+        catch: (error) => new BufferUnavailable({ byteLength, reason: reasonOf(error) })
+      }),
+      ([first]) => Effect.sync(() => first?.slab.retire())
+    )
+    const waiting = new Set<Waiter>()
+
+    const give = (buffer: Region) => {
+      const [waiter] = waiting
+      if (waiter === undefined) return void free.push(buffer)
+      waiting.delete(waiter)
+      waiter.given = buffer
+      waiter.resume(Effect.succeed(buffer))
+    }
+    /** An operation that nobody waits for any more may still hold its pages: the buffer comes back when that has ended. */
+    const giveBack = (buffer: Region) => buffer.slab.whenIdle(buffer.start, buffer.byteLength, () => give(buffer))
+
+    const taken = Effect.suspend(() => {
+      const buffer = waiting.size === 0 ? free.pop() : undefined
+      return buffer !== undefined ? Effect.succeed(buffer) : Effect.async<Region>((resume) => {
+        const waiter: Waiter = { given: undefined, resume }
+        waiting.add(waiter)
+        return Effect.sync(() => {
+          waiting.delete(waiter)
+          if (waiter.given !== undefined) giveBack(waiter.given)
+        })
+      })
+    })
+    return {
+      buffers,
+      byteLength: Math.ceil(byteLength / slabs.pageSize) * slabs.pageSize,
+      lease: Effect.uninterruptibleMask((restore) =>
+        Effect.flatMap(
+          restore(taken),
+          (buffer) => Effect.as(Effect.addFinalizer(() => Effect.sync(() => giveBack(buffer))), buffer)
+        )
+      )
+    }
+  })

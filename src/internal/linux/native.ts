@@ -1,0 +1,88 @@
+/**
+ * The C library of this process, through koffi, which is loaded when it is asked for and not before. This folder is the only one that
+ * names koffi.
+ *
+ * `load(null)` finds the symbols in the libc that Node itself runs on, so glibc and musl need no library name. Variadic
+ * functions are declared with fixed arguments: the calling conventions of Linux on x86-64 and arm64 pass them alike, and koffi
+ * cannot call variadic functions off-thread.
+ */
+import * as Effect from "effect/Effect"
+import { PlatformNotSupported } from "../../DiskStorageError.js"
+import type { OpenFlags } from "../../Syscalls.js"
+import type { Slab } from "../slab.js"
+
+interface Architecture {
+  readonly flags: OpenFlags
+  readonly statx: number
+  readonly aio: {
+    readonly io_setup: number
+    readonly io_destroy: number
+    readonly io_getevents: number
+    readonly io_submit: number
+  }
+}
+
+/** What differs between the two architectures (`uapi/asm/fcntl.h` and the system call tables). */
+const architectures: { readonly [arch: string]: Architecture } = {
+  x64: { flags: { O_RDWR: 0x2, O_CLOEXEC: 0x8_0000, O_DIRECT: 0x4000, O_NOFOLLOW: 0x2_0000 }, statx: 332, aio: { io_setup: 206, io_destroy: 207, io_getevents: 208, io_submit: 209 } },
+  arm64: { flags: { O_RDWR: 0x2, O_CLOEXEC: 0x8_0000, O_DIRECT: 0x1_0000, O_NOFOLLOW: 0x8000 }, statx: 291, aio: { io_setup: 0, io_destroy: 1, io_getevents: 4, io_submit: 2 } }
+}
+
+export type Argument = number | string | Uint8Array | null
+
+/** A C function that returns a signed integer, and −1 with `errno` when it failed. */
+export interface CFunction {
+  (...args: ReadonlyArray<Argument>): number
+  async(...args: ReadonlyArray<Argument | ((error: unknown, result: number) => void)>): void
+}
+
+const load = Effect.tryPromise({
+  try: () => import("koffi"),
+  catch: (error) =>
+    new PlatformNotSupported({
+      platform: process.platform,
+      arch: process.arch,
+      reason: `the native module of koffi could not be loaded: ${String(error)}`
+    })
+})
+
+export type Koffi = Effect.Effect.Success<typeof load>["default"]
+
+export interface Native {
+  readonly koffi: Koffi
+  readonly architecture: Architecture
+  readonly declare: (name: string, result: string, args: Array<string>) => Effect.Effect<CFunction, PlatformNotSupported>
+}
+
+export const native: Effect.Effect<Native, PlatformNotSupported> = Effect.gen(function*() {
+  const { arch, platform } = process
+  const architecture = platform === "linux" ? architectures[arch] : undefined
+  if (architecture === undefined) {
+    return yield* new PlatformNotSupported({ platform, arch, reason: "direct I/O here needs Linux on x64 or arm64" })
+  }
+  const { default: koffi } = yield* load
+  const libc = yield* Effect.try({
+    try: () => koffi.load(null),
+    catch: (error) => new PlatformNotSupported({ platform, arch, reason: `libc could not be opened: ${String(error)}` })
+  })
+  return {
+    koffi,
+    architecture,
+    declare: (name, result, args) =>
+      Effect.try({
+        try: (): CFunction => libc.func(name, result, args),
+        catch: (error) =>
+          new PlatformNotSupported({ platform, arch, reason: `libc has no ${name} to call: ${String(error)}` })
+      })
+  }
+})
+
+/** The halves of a 64-bit number that is a safe integer. */
+export const low = (value: number): number => value >>> 0
+export const high = (value: number): number => Math.floor(value / 0x1_0000_0000)
+
+/** Where a slab is: asked once, for backing stores do not move. */
+export const addressOf = (koffi: Koffi, slab: Slab): number => {
+  if (slab.address === 0) slab.address = Number(koffi.address(new Uint8Array(slab.buffer)))
+  return slab.address
+}

@@ -1,0 +1,107 @@
+/** The engine over `Syscalls`: one `pread` or `pwrite` after the other, in the fibre that asks. */
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import * as Runtime from "effect/Runtime"
+import type { OperationError } from "../DiskStorageError.js"
+import { BufferBusy, IoFailed, StorageClosed } from "../DiskStorageError.js"
+import type { Completion, IoEngine, Operation } from "../IoEngine.js"
+import type { SyscallError } from "../Syscalls.js"
+import { Syscalls } from "../Syscalls.js"
+import { region } from "./alignedBuffer.js"
+import { maxStalledTransfers, OpenFile, openFile, results, TypeId } from "./ioQueue.js"
+
+/** Operations of a batch that are under way at once. */
+const batchConcurrency = 8
+
+export const make = Effect.gen(function*() {
+  const syscalls = yield* Syscalls
+  const runtime = yield* Effect.runtime<never>()
+
+  const transfer = (
+    kind: "read" | "write",
+    file: OpenFile,
+    bytes: Uint8Array,
+    offset: number
+  ): Effect.Effect<void, IoFailed> => {
+    const length = bytes.byteLength
+    const call = kind === "read" ? syscalls.pread : syscalls.pwrite
+    const failed = (bytesDone: number, cause?: SyscallError) =>
+      new IoFailed({ operation: kind, offset, length, bytesDone, cause })
+    const from = (done: number, stalled: number): Effect.Effect<void, IoFailed> =>
+      done === length ? Effect.void : Effect.matchEffect(
+        call(file.fd, done === 0 ? bytes : bytes.subarray(done), offset + done),
+        {
+          onFailure: (cause) => Effect.fail(failed(done, cause)),
+          onSuccess: (transferred) => {
+            const reached = done + transferred
+            const next = reached === length ? length : reached - reached % file.alignment
+            if (transferred === 0 || (next === done && stalled === maxStalledTransfers)) {
+              return Effect.fail(failed(reached))
+            }
+            return from(next, next === done ? stalled + 1 : 0)
+          }
+        }
+      )
+    return from(0, 0)
+  }
+
+  /** Counts `run` in the file's operations in flight. */
+  const within = <E>(file: OpenFile, run: Effect.Effect<void, E>, ended: () => void): Effect.Effect<void, E> =>
+    Effect.uninterruptibleMask((restore) => {
+      file.inFlight += 1
+      return Effect.ensuring(
+        restore(run),
+        Effect.sync(() => {
+          file.inFlight -= 1
+          ended()
+          file.left()
+        })
+      )
+    })
+
+  const perform = (operation: Operation): Effect.Effect<void, OperationError> =>
+    Effect.suspend(() => {
+      const file = openFile(operation.file)
+      if (file.closed) return Effect.fail(new StorageClosed({ path: file.path }))
+      if (operation.kind === "sync") {
+        const sync = Effect.mapError(
+          syscalls.fdatasync(file.fd),
+          (cause) => new IoFailed({ operation: "sync", offset: 0, length: 0, bytesDone: 0, cause })
+        )
+        return within(file, sync, () => {})
+      }
+      const { kind, offset } = operation
+      const { byteLength: length, bytes, slab, start } = region(operation.buffer)
+      if (length === 0) return Effect.void
+      return Effect.uninterruptibleMask((restore): Effect.Effect<void, OperationError> =>
+        slab.claim(start, length, kind === "read")
+          ? within(file, restore(transfer(kind, file, bytes, offset)), () => slab.release(start, length))
+          : Effect.fail(new BufferBusy({ operation: kind, offset, length }))
+      )
+    })
+
+  const complete = (operation: Operation): Effect.Effect<Completion> =>
+    Effect.map(Effect.either(perform(operation)), (result) => {
+      const error = Either.isLeft(result) ? result.left : undefined
+      const length = operation.kind === "sync" ? 0 : operation.buffer.byteLength
+      return { operation, error, bytes: error === undefined ? length : error._tag === "IoFailed" ? error.bytesDone : 0 }
+    })
+
+  const engine: IoEngine = {
+    [TypeId]: TypeId,
+    name: "pread/pwrite",
+    file: (fd, options) =>
+      Effect.acquireRelease(
+        Effect.sync(() => new OpenFile(undefined, fd, options)),
+        (file) => Effect.async<void>((resume) => file.close(() => resume(Effect.void)))
+      ),
+    read: (file, buffer, offset) => perform({ kind: "read", file, buffer, offset }),
+    write: (file, buffer, offset) => perform({ kind: "write", file, buffer, offset }),
+    sync: (file) => perform({ kind: "sync", file }),
+    batch: (operations) => Effect.map(Effect.forEach(operations, complete, { concurrency: batchConcurrency }), results),
+    unsafeSubmit: (operation, done) => {
+      Runtime.runCallback(runtime)(Effect.map(complete(operation), done))
+    }
+  }
+  return engine
+})

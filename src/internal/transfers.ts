@@ -1,0 +1,241 @@
+/** The transfers of a storage, checked before the kernel sees them. */
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import * as Scope from "effect/Scope"
+import * as Sink from "effect/Sink"
+import * as Stream from "effect/Stream"
+import * as AlignedBuffer from "../AlignedBuffer.js"
+import type { DiskStorage } from "../DiskStorage.js"
+import type { BytesError, OperationError, TransferError } from "../DiskStorageError.js"
+import { BufferUnavailable, Misaligned, OutOfBounds } from "../DiskStorageError.js"
+import type { IoEngine, IoFile, Operation, Results } from "../IoEngine.js"
+import type { Door } from "./door.js"
+import { RangeLock } from "./rangeLock.js"
+import type { Prepared } from "./temporaryFile.js"
+
+/** The most that `readBytes` and `writeBytes` move with one operation. */
+const maxBounceBytes = 1024 * 1024
+/** Bounce buffers of one storage, and so its `readBytes` and `writeBytes` that move at once. */
+const bounceBuffers = 4
+/** Chunks of one `readBytes` or `writeBytes` that move at once. */
+const bounceConcurrency = 2
+
+/** Chunks of a stream that are read ahead. */
+const streamReadAhead = 2
+
+type Transfers = Pick<
+  DiskStorage,
+  "read" | "write" | "readBatch" | "writeBatch" | "readBytes" | "writeBytes" | "sync" | "stream" | "sink"
+>
+
+/** A result for each operation that was asked for, of which some were refused and the others sent on. */
+class MergedResults implements Results<TransferError> {
+  readonly length: number
+  private readonly refused: ReadonlyArray<TransferError | undefined>
+  private readonly sent: Results
+  /** Of an operation that was sent: its place among those. */
+  private readonly places: ReadonlyArray<number>
+
+  constructor(refused: ReadonlyArray<TransferError | undefined>, sent: Results) {
+    this.length = refused.length
+    this.refused = refused
+    this.sent = sent
+    let place = 0
+    this.places = refused.map((error) => error === undefined ? place++ : -1)
+  }
+
+  get(index: number): Either.Either<number, TransferError> {
+    const error = this.refused[index]
+    return error === undefined ? this.sent.get(this.places[index] ?? index) : Either.left(error)
+  }
+
+  get failures(): ReadonlyArray<{ readonly index: number; readonly error: TransferError }> {
+    return this.refused.flatMap((_, index) =>
+      Either.match(this.get(index), { onLeft: (error) => [{ index, error }], onRight: () => [] })
+    )
+  }
+}
+
+/** Bounce buffers are lent to one operation at a time. */
+const neverBusy = <A>(
+  operation: Effect.Effect<A, OperationError>
+): Effect.Effect<A, Exclude<OperationError, { readonly _tag: "BufferBusy" }>> =>
+  Effect.catchTag(operation, "BufferBusy", Effect.die)
+
+export const make = (
+  engine: IoEngine,
+  file: IoFile,
+  size: number,
+  { alignment }: Pick<Prepared, "alignment">,
+  door: Door,
+  scope: Scope.Scope
+): Effect.Effect<Transfers> =>
+  Effect.gen(function*() {
+    const outOfBounds = (offset: number, length: number): OutOfBounds | undefined =>
+      Number.isSafeInteger(offset) && offset >= 0 && Number.isSafeInteger(length) && length >= 0 &&
+        length <= size - offset
+        ? undefined
+        : new OutOfBounds({ offset, length, size })
+
+    const misaligned = (offset: number, { byteLength, bytes }: AlignedBuffer.AlignedBuffer): Misaligned | undefined =>
+      offset % alignment.offset !== 0
+        ? new Misaligned({ what: "offset", value: offset, alignment: alignment.offset })
+        : byteLength % alignment.length !== 0
+        ? new Misaligned({ what: "length", value: byteLength, alignment: alignment.length })
+        : bytes.byteOffset % alignment.memory !== 0
+        ? new Misaligned({ what: "memory", value: bytes.byteOffset, alignment: alignment.memory })
+        : undefined
+
+    const refusal = (offset: number, buffer: AlignedBuffer.AlignedBuffer) =>
+      outOfBounds(offset, buffer.byteLength) ?? misaligned(offset, buffer)
+
+    const transfer = (move: IoEngine["read"]): DiskStorage["read"] => (offset, buffer) => {
+      const refused = refusal(offset, buffer)
+      return refused === undefined ? move(file, buffer, offset) : Effect.fail(refused)
+    }
+
+    const batch = (kind: "read" | "write"): DiskStorage["readBatch"] => (transfers) =>
+      Effect.suspend(() => {
+        const refused = transfers.map(({ buffer, offset }) => refusal(offset, buffer))
+        const operations = transfers.flatMap(({ buffer, offset }, index): Array<Operation> =>
+          refused[index] === undefined ? [{ kind, file, buffer, offset }] : []
+        )
+        return Effect.map(engine.batch(operations), (results): Results<TransferError> =>
+          operations.length === transfers.length ? results : new MergedResults(refused, results))
+      })
+
+    // Whole pages bounce: the file is whole pages, and pages satisfy every alignment that there is below them.
+    const unit = Math.max(AlignedBuffer.pageSize, alignment.offset)
+    const chunkBytes = Math.ceil(Math.min(maxBounceBytes, size) / unit) * unit
+    const writers = new RangeLock()
+    const poolLock = yield* Effect.makeSemaphore(1)
+    let pool: AlignedBuffer.Pool | undefined
+    const openPool = AlignedBuffer.pool({ buffers: bounceBuffers, byteLength: chunkBytes }).pipe(
+      Scope.extend(scope),
+      Effect.catchTag("InvalidOption", Effect.die),
+      Effect.tap((made) => {
+        pool = made
+      })
+    )
+    const bounce = poolLock.withPermits(1)(
+      Effect.suspend(() => pool === undefined ? openPool : Effect.succeed(pool))
+    ).pipe(Effect.flatMap(({ lease }) => lease))
+
+    /** Runs `each` over the chunks of whole pages, from `start` up to `end`, that cover a range, each with a bounce buffer. */
+    const overChunks = <E>(
+      offset: number,
+      length: number,
+      each: (buffer: AlignedBuffer.AlignedBuffer, start: number, end: number) => Effect.Effect<void, E>
+    ) => {
+      const first = offset - (offset % unit)
+      const last = Math.ceil((offset + length) / unit) * unit
+      const chunks = Array.from({ length: Math.ceil((last - first) / chunkBytes) }, (_, index) => first + index * chunkBytes)
+      return Effect.forEach(
+        chunks,
+        (start) => Effect.scoped(Effect.flatMap(bounce, (buffer) => each(buffer, start, Math.min(start + chunkBytes, last)))),
+        { concurrency: bounceConcurrency, discard: true }
+      )
+    }
+
+    /** A part of a bounce buffer, within its bounds and on whole pages. */
+    const part = (buffer: AlignedBuffer.AlignedBuffer, start: number, end: number) =>
+      Effect.orDie(AlignedBuffer.slice(buffer, start, end))
+
+    const move = (
+      kind: "read" | "write",
+      buffer: AlignedBuffer.AlignedBuffer,
+      from: number,
+      to: number,
+      offset: number
+    ) => Effect.flatMap(part(buffer, from, to), (bytes) => neverBusy(engine[kind](file, bytes, offset)))
+
+    const readBytes: DiskStorage["readBytes"] = (offset, length) =>
+      door.enter((restore): Effect.Effect<Uint8Array, BytesError> => {
+        const refused = outOfBounds(offset, length)
+        if (refused !== undefined) return Effect.fail(refused)
+        return restore(Effect.gen(function*() {
+          const result = yield* Effect.try({
+            try: () => new Uint8Array(length),
+            catch: (error) => new BufferUnavailable({ byteLength: length, reason: String(error) })
+          })
+          if (length === 0) return result
+          yield* overChunks(offset, length, (buffer, start, end) =>
+            Effect.map(move("read", buffer, 0, end - start, start), () => {
+              const from = Math.max(start, offset)
+              const to = Math.min(end, offset + length)
+              result.set(buffer.bytes.subarray(from - start, to - start), from - offset)
+            }))
+          return result
+        }))
+      })
+
+    const writeBytes: DiskStorage["writeBytes"] = (offset, bytes) =>
+      door.enter((restore): Effect.Effect<void, BytesError> => {
+        const length = bytes.byteLength
+        const refused = outOfBounds(offset, length)
+        if (refused !== undefined) return Effect.fail(refused)
+        if (length === 0) return Effect.void
+        const written = overChunks(offset, length, (buffer, start, end) =>
+          Effect.gen(function*() {
+            const from = Math.max(start, offset)
+            const to = Math.min(end, offset + length)
+            // The pages that the range only touches keep their other bytes.
+            if (from > start || (to < end && end - start === unit)) yield* move("read", buffer, 0, unit, start)
+            if (to < end && end - start > unit) yield* move("read", buffer, end - start - unit, end - start, end - unit)
+            buffer.bytes.set(bytes.subarray(from - offset, to - offset), from - start)
+            yield* move("write", buffer, 0, end - start, start)
+          }))
+        const first = offset - (offset % unit)
+        const last = Math.ceil((offset + length) / unit) * unit
+        return restore(writers.within(first, last, written))
+      })
+
+    const stream: DiskStorage["stream"] = (range, chunk = maxBounceBytes) => {
+      const { length, offset } = range
+      const refused = outOfBounds(offset, length) ??
+        (Number.isSafeInteger(chunk) && chunk > 0 ? undefined : new OutOfBounds({ offset, length: chunk, size }))
+      if (refused !== undefined) return Stream.fail(refused)
+      return Stream.iterate(offset, (at) => at + chunk).pipe(
+        Stream.takeWhile((at) => at < offset + length),
+        Stream.rechunk(1),
+        Stream.mapEffect((at) => readBytes(at, Math.min(chunk, offset + length - at)), { concurrency: streamReadAhead })
+      )
+    }
+
+    const sink: DiskStorage["sink"] = (offset) => {
+      /** What has come and is not written yet; `written` bytes are. */
+      interface Pending {
+        readonly written: number
+        readonly parts: ReadonlyArray<Uint8Array>
+        readonly length: number
+      }
+      const flush = ({ length, parts, written }: Pending): Effect.Effect<Pending, BytesError> => {
+        const [first] = parts
+        if (first === undefined) return Effect.succeed({ written, parts, length })
+        const joined = parts.length === 1 ? first : Buffer.concat(parts, length)
+        return Effect.as(writeBytes(offset + written, joined), { written: written + length, parts: [], length: 0 })
+      }
+      const add = (pending: Pending, bytes: Uint8Array): Effect.Effect<Pending, BytesError> => {
+        const { length, parts, written } = pending
+        const more = { written, parts: [...parts, bytes], length: length + bytes.byteLength }
+        return more.length < maxBounceBytes ? Effect.succeed(more) : flush(more)
+      }
+      return Sink.foldLeftEffect<Pending, Uint8Array, BytesError, never>({ written: 0, parts: [], length: 0 }, add).pipe(
+        Sink.ignoreLeftover,
+        Sink.mapEffect(flush),
+        Sink.map(({ written }) => written)
+      )
+    }
+
+    return {
+      read: transfer(engine.read),
+      write: transfer(engine.write),
+      readBatch: batch("read"),
+      writeBatch: batch("write"),
+      readBytes,
+      writeBytes,
+      stream,
+      sink,
+      sync: Effect.suspend(() => engine.sync(file)).pipe(Effect.catchTag("BufferBusy", Effect.die))
+    }
+  })
