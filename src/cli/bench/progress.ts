@@ -25,7 +25,7 @@ export const layer: Layer.Layer<Progress> = Layer.scoped(
     }
     yield* Effect.addFinalizer(() => Effect.sync(() => stderr.write(eraseLine)))
     return {
-      status: (text) => Effect.sync(() => void stderr.write(eraseLine + text.slice(0, stderr.columns - 1))),
+      status: (text) => Effect.sync(() => void stderr.write(eraseLine + text.slice(0, (stderr.columns || 80) - 1))),
       log: (text) => Effect.sync(() => void stderr.write(`${eraseLine}${text}\n`))
     }
   })

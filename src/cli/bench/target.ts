@@ -79,6 +79,8 @@ const openUnlinked = (directory: string, direct: boolean): number => {
 const isInvalid = (cause: unknown) => cause instanceof Error && "code" in cause && cause.code === "EINVAL"
 
 const chunk = 2 ** 20
+/** Progress is told once in so many bytes. */
+const reported = 2 ** 25
 /** Node has four threads for this. */
 const writesInFlight = 4
 
@@ -104,7 +106,11 @@ const fill = (directory: string, fd: number, size: number, label: string) =>
     yield* Effect.forEach(offsets, (offset) =>
       Effect.zipRight(
         write(offset),
-        Effect.suspend(() => progress.status(`${label}: writing the file once, ${bytes(written)} of ${bytes(size)}`))
+        Effect.suspend(() =>
+          offset % reported === 0
+            ? progress.status(`${label}: writing the file once, ${bytes(written)} of ${bytes(size)}`)
+            : Effect.void
+        )
       ), { concurrency: writesInFlight, discard: true })
     yield* Effect.uninterruptible(Effect.async<void, TargetUnusable>((resume) => {
       NFS.fsync(fd, (cause) =>
@@ -127,7 +133,6 @@ export const make = (
 ): Effect.Effect<Target, NotEnoughSpace | NoDirectIo | TargetUnusable, Progress | Scope.Scope> =>
   Effect.gen(function*() {
     const filesystem = yield* filesystemOf(directory)
-    yield* checkSpace(directory, filesystem, size)
     const direct = name === "disk"
     const fd = yield* Effect.acquireRelease(
       Effect.try({
@@ -140,6 +145,7 @@ export const make = (
       // The last close of a large file takes its time, and does so on another thread.
       (fd) => Effect.async<void>((resume) => NFS.close(fd, () => resume(Effect.void)))
     )
+    yield* checkSpace(directory, filesystem, size)
     yield* fill(directory, fd, size, name).pipe(
       Effect.mapError((error) =>
         error._tag === "TargetUnusable" ? error : new TargetUnusable({ directory, step: "memory", cause: error })
