@@ -12,7 +12,7 @@ import type { AlignedBuffer } from "./AlignedBuffer.js"
 import type { OperationError } from "./DiskStorageError.js"
 import * as ioQueue from "./internal/ioQueue.js"
 import * as internal from "./internal/syscallsEngine.js"
-import { Syscalls } from "./Syscalls.js"
+import type { Syscalls } from "./Syscalls.js"
 
 /**
  * @since 0.1.0

@@ -9,8 +9,14 @@ import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
+import type { InvalidOption } from "./DiskStorageError.js"
+import { makeQueue, wholeNumber } from "./internal/engineOptions.js"
+import { makeEngine } from "./internal/ioQueue.js"
 import { fromKernel } from "./internal/kernel.js"
+import { open as openDevice } from "./internal/simulatedDevice.js"
+import type { Transfer } from "./internal/simulatedDevice.js"
 import * as internal from "./internal/simulatedKernel.js"
+import { IoEngine } from "./IoEngine.js"
 import type { ErrnoCode, SyscallName } from "./Syscalls.js"
 import { Syscalls } from "./Syscalls.js"
 
@@ -164,8 +170,58 @@ export const SimulatedKernel: Context.Tag<SimulatedKernel, SimulatedKernel> = Co
  */
 export const layer = (options: SimulatedOptions = {}): Layer.Layer<Syscalls | SimulatedKernel> =>
   Layer.effectContext(Effect.sync(() => {
-    const { control, kernel } = internal.make(options)
-    return Context.make(Syscalls, fromKernel(kernel)).pipe(
-      Context.add(SimulatedKernel, { [TypeId]: TypeId, ...control })
-    )
+    const { control, kernel, transfer } = internal.make(options)
+    const service: SimulatedKernel = { [TypeId]: TypeId, ...control }
+    transfers.set(service, transfer)
+    return Context.make(Syscalls, fromKernel(kernel)).pipe(Context.add(SimulatedKernel, service))
   }))
+
+/** What engines do on a kernel of this module. */
+const transfers = new WeakMap<SimulatedKernel, Transfer>()
+
+/**
+ * How a simulated engine misbehaves. Each operation is cut into pieces of at most 1 MiB, and what is said here is the probability, for
+ * each submission of a piece, of that answer; together they are at most 1.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface EngineOptions {
+  /** The same seed gives the same answers. Default 0. */
+  readonly seed?: number | undefined
+  /** Fewer bytes than asked for, at least one. Default 0. */
+  readonly short?: number | undefined
+  /** EIO. Default 0. */
+  readonly fail?: number | undefined
+  /** EINTR, EAGAIN or EBUSY, which the engine tries again. Default 0. */
+  readonly transient?: number | undefined
+  /** No answer at all. Default 0. */
+  readonly never?: number | undefined
+  /** The most pieces in flight. Default 32. */
+  readonly depth?: number | undefined
+  /** The most bytes in flight. Default 64 MiB. */
+  readonly maxBytesInFlight?: number | undefined
+  readonly stallTimeout?: Duration.DurationInput | undefined
+}
+
+/**
+ * An engine over the simulated kernel, with the queue of the real ones and a device that answers in random order and late, and badly
+ * as the options say. Bytes move when the answer comes, so that a buffer touched before that shows. The faults and interruptions of
+ * `SimulatedKernel` do not reach it; its transfers are in the journal.
+ *
+ * @since 0.1.0
+ * @category layers
+ */
+export const layerEngine = (options: EngineOptions = {}): Layer.Layer<IoEngine, InvalidOption, SimulatedKernel> =>
+  Layer.scoped(
+    IoEngine,
+    Effect.gen(function*() {
+      const transfer = transfers.get(yield* SimulatedKernel)
+      if (transfer === undefined) return yield* Effect.dieMessage("the kernel is not one of SimulatedSyscalls.layer")
+      const { fail = 0, never = 0, seed = 0, short = 0, transient = 0 } = options
+      const depth = yield* wholeNumber("depth", options.depth, 32, 1, 65_536)
+      const open = openDevice(transfer, depth, { seed, short, fail, transient, never })
+      const queue = yield* makeQueue(Effect.succeed(open), options)
+      return makeEngine("simulated", () => queue)
+    })
+  )

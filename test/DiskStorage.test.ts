@@ -253,7 +253,8 @@ describe("acquire", () => {
 
 describe("zero-fill", () => {
   const zeroFill = { fallback: "zero-fill", directory: "/tmp" } as const
-  const maxWrite = 16 * 1024 * 1024
+  const maxWrite = 4 * 1024 * 1024
+  const inFlight = 8
 
   it.effect.each([1234, 1_000_000, 10_000_000, 100_000_000])(
     "of %d bytes makes only aligned writes",
@@ -319,20 +320,22 @@ describe("zero-fill", () => {
       )
     }).pipe(Effect.scoped, on({ profile: "ext2" })))
 
-  it.effect("ends within one write when it is interrupted", () =>
+  it.effect("keeps several writes in flight, and ends with them when it is interrupted", () =>
     Effect.gen(function*() {
       const control = yield* SimulatedKernel
-      const fiber = yield* Effect.fork(Effect.scoped(DiskStorage.make({ ...zeroFill, size: 10 * maxWrite })))
-      yield* control.inject({ syscall: "pwrite", nth: 2, outcome: { _tag: "Late", duration: "1 minute" } })
+      const fiber = yield* Effect.fork(Effect.scoped(DiskStorage.make({ ...zeroFill, size: 40 * maxWrite })))
+      for (let nth = 1; nth <= inFlight + 1; nth++) {
+        yield* control.inject({ syscall: "pwrite", nth, outcome: { _tag: "Late", duration: "1 minute" } })
+      }
       yield* TestClock.adjust("1 second")
-      assert.strictEqual((yield* syscalls).filter((syscall) => syscall === "pwrite").length, 1)
+      assert.strictEqual((yield* syscalls).filter((syscall) => syscall === "pwrite").length, 0)
       const interrupted = yield* Effect.fork(Fiber.interrupt(fiber))
       yield* TestClock.adjust("30 seconds")
       // The kernel has the buffer: what is submitted is waited for.
       assert.isTrue(Option.isNone(yield* Fiber.poll(interrupted)))
       yield* TestClock.adjust("1 minute")
       yield* Fiber.join(interrupted)
-      assert.strictEqual((yield* syscalls).filter((syscall) => syscall === "pwrite").length, 2)
+      assert.strictEqual((yield* syscalls).filter((syscall) => syscall === "pwrite").length, inFlight)
       yield* nothingLeft
     }).pipe(on({ profile: "ext2" })))
 

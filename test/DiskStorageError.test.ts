@@ -28,6 +28,15 @@ const samples = [
     new Errors.AllocationFailed({ path, method: "zero-fill", offset: 8192, alignment: 4096, cause }),
     "8192"
   ],
+  [Errors.PrewriteRefused, new Errors.PrewriteRefused({ path, filesystem: "zfs", reason: "it copies" }), "it copies"],
+  [Errors.ForeignMemory, new Errors.ForeignMemory({ byteLength: 77 }), "77"],
+  [Errors.BufferBusy, new Errors.BufferBusy({ operation: "read", offset: 4096, length: 77 }), "offset 4096"],
+  [
+    Errors.IoStalled,
+    new Errors.IoStalled({ operation: "write", path, offset: 1, length: 2, timeoutMillis: 3000 }),
+    "3000 ms"
+  ],
+  [Errors.EngineUnavailable, new Errors.EngineUnavailable({ engine: "aio", reason: "no", cause }), "engine aio"],
   [Errors.StorageClosed, new Errors.StorageClosed({ path }), path],
   [Errors.StorageUnlinked, new Errors.StorageUnlinked({ path, key: "Nixl" }), "Nixl"],
   [Errors.OutOfBounds, new Errors.OutOfBounds({ offset: 1, length: 2, size: 3 }), "2 bytes at offset 1"],

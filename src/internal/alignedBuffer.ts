@@ -27,7 +27,9 @@ export class Region implements AlignedBuffer {
 
 export const region = (buffer: AlignedBuffer): Region => {
   if (buffer instanceof Region) return buffer
-  throw new TypeError("an AlignedBuffer is made by AlignedBuffer.make, slice, fromUint8Array or a pool, and by nothing else")
+  throw new TypeError(
+    "an AlignedBuffer is made by AlignedBuffer.make, slice, fromUint8Array or a pool, and by nothing else"
+  )
 }
 
 const reasonOf = (error: unknown) => error instanceof Error ? error.message : String(error)

@@ -21,7 +21,10 @@ const tried = (engine: IoEngine): Effect.Effect<IoEngine, EngineUnavailable | Pl
     if (fd < 0) return yield* refused("there is no memory file to try it on")
     // As a direct file, so that an engine does not hand it to another one.
     const file = yield* engine.file(fd, { path: "a file in memory", direct: true, alignment: 1 })
-    const page = yield* Effect.mapError(AlignedBuffer.make(2 * AlignedBuffer.pageSize), ({ message }) => refused(message))
+    const page = yield* Effect.mapError(
+      AlignedBuffer.make(2 * AlignedBuffer.pageSize),
+      ({ message }) => refused(message)
+    )
     const [from, into] = yield* Effect.orDie(Effect.all([
       AlignedBuffer.slice(page, 0, AlignedBuffer.pageSize),
       AlignedBuffer.slice(page, AlignedBuffer.pageSize, page.byteLength)
@@ -60,19 +63,21 @@ export const choose = (
   const ring = attempt(ioUring.make({ stallTimeout, ...options.ioUring }))
   const aio = attempt(linuxAio.make({ stallTimeout, ...options.aio }))
   const node = nodeIo.make({ stallTimeout, ...options.node })
-  const said = (why: string) => (engine: IoEngine) =>
-    Effect.logDebug(`I/O engine ${engine.name}: ${why}`)
+  const said = (why: string) => (engine: IoEngine) => Effect.logDebug(`I/O engine ${engine.name}: ${why}`)
   if (asked === "io_uring") return Effect.tap(ring, said("asked for"))
   if (asked === "aio") return Effect.tap(aio, said("asked for"))
   if (asked === "node") return Effect.tap(node, said("asked for"))
   return Effect.tap(ring, said("a write and a read through it came back")).pipe(
-    Effect.catchTag("EngineUnavailable", (noRing) =>
-      Effect.tap(aio, said(`a write and a read through it came back. ${noRing.message}`)).pipe(
-        Effect.catchTag("EngineUnavailable", (noAio) =>
-          Effect.tap(node, (engine) =>
-            Effect.logWarning(
-              `I/O engine ${engine.name}: four threads of libuv's pool do all I/O, which is slow. ${noRing.message} ${noAio.message}`
-            )))
-      ))
+    Effect.catchTag(
+      "EngineUnavailable",
+      (noRing) =>
+        Effect.tap(aio, said(`a write and a read through it came back. ${noRing.message}`)).pipe(
+          Effect.catchTag("EngineUnavailable", (noAio) =>
+            Effect.tap(node, (engine) =>
+              Effect.logWarning(
+                `I/O engine ${engine.name}: four threads of libuv's pool do all I/O, which is slow. ${noRing.message} ${noAio.message}`
+              )))
+        )
+    )
   )
 }

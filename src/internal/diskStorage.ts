@@ -10,12 +10,7 @@ import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
 import type { DiskStorage, DiskStorageOptions } from "../DiskStorage.js"
 import type { AcquireError } from "../DiskStorageError.js"
-import {
-  DuplicateKey,
-  ReleaseFailed,
-  StorageUnlinked,
-  UnlinkFailed
-} from "../DiskStorageError.js"
+import { DuplicateKey, ReleaseFailed, StorageUnlinked, UnlinkFailed } from "../DiskStorageError.js"
 import { IoEngine } from "../IoEngine.js"
 import { Syscalls } from "../Syscalls.js"
 import type { Door } from "./door.js"

@@ -8,6 +8,7 @@ import type { Fault, JournalEntry, Leaks, Profile, SimulatedKernel, SimulatedOpt
 import type { ErrnoCode, OpenFlags, Statx, SyscallName } from "../Syscalls.js"
 import { errnos, FS_NOCOW_FL } from "../Syscalls.js"
 import type { Kernel } from "./kernel.js"
+import type { Transfer } from "./simulatedDevice.js"
 import { addressAlignment } from "./slab.js"
 
 /** How a filesystem differs from the plainest one. */
@@ -119,7 +120,12 @@ type Answer = number | ErrnoCode
 
 export const make = (
   options: SimulatedOptions
-): { readonly kernel: Kernel; readonly control: Omit<SimulatedKernel, symbol> } => {
+): {
+  readonly kernel: Kernel
+  readonly control: Omit<SimulatedKernel, symbol>
+  /** What a device does with one operation, without faults: those are its own. */
+  readonly transfer: Transfer
+} => {
   const { capacity = 1024 ** 3, directories = ["/tmp"], files = [], maxFds = 1024, profile = "ext4" } = options
   const filesystem = filesystems[profile]
   const names = new Map<string, File | "directory">([["", "directory"]])
@@ -468,6 +474,20 @@ export const make = (
         }))
   }
 
+  const transfer: Transfer = (kind, fd, bytes, offset, most) => {
+    const answer = withDescription(fd, (description) =>
+      kind === "sync"
+        ? 0
+        : misaligned(description, bytes, offset)
+        ? "EINVAL"
+        : kind === "read"
+        ? read(description, bytes.subarray(0, most), offset)
+        : write(description, bytes.subarray(0, most), offset))
+    const syscall = kind === "sync" ? "fdatasync" : kind === "read" ? "pread" : "pwrite"
+    journal.push({ call: ++calls, syscall, fd, offset, length: bytes.byteLength, result: answer })
+    return typeof answer === "string" ? -errnos[answer] : answer
+  }
+
   const leaks = (): Leaks => ({
     fds: [...descriptions.keys()],
     files: [...names].filter(([path, file]) => file !== "directory" && !initial.has(path)).map(([path]) => path),
@@ -476,6 +496,7 @@ export const make = (
 
   return {
     kernel,
+    transfer,
     control: {
       inject: (fault) => Effect.sync(() => void faults.push(fault)),
       interrupt: (fiber, { call, when }) => Effect.sync(() => void interruptions.push({ fiber, call, when })),

@@ -126,6 +126,12 @@ export const take = (byteLength: number): Part => {
   return { slab: current, bytes }
 }
 
+/** Memory of its own, for what lives as long as its user and would keep everybody else's alive with it. */
+export const takeAlone = (byteLength: number): Part => {
+  const slab = memory(checked(byteLength, maxBytes), false)
+  return { slab, bytes: new Uint8Array(slab.buffer, 0, byteLength) }
+}
+
 /** `count` parts of one slab of their own, to be used again and again; throws as `take` does. */
 export const takePooled = (count: number, byteLength: number): ReadonlyArray<Part> => {
   const rounded = checked(byteLength, Math.floor(maxBytes / count))

@@ -307,8 +307,10 @@ const allocate = (
     Effect.zipRight(writeZeros(engine, "zero-fill", file, fd, length, direct, alignment)),
     Effect.as<Allocated>({ method: "zero-fill", written: true })
   )
-  const prewrite = Effect.flatMap(zeroInDevice(syscalls, file, fd, length), (zeroed) =>
-    zeroed ? Effect.void : writeZeros(engine, "prewrite", file, fd, length, direct, alignment))
+  const prewrite = Effect.flatMap(
+    zeroInDevice(syscalls, file, fd, length),
+    (zeroed) => zeroed ? Effect.void : writeZeros(engine, "prewrite", file, fd, length, direct, alignment)
+  )
   return Effect.matchEffect(syscalls.fallocate(fd, 0, 0, length), {
     onSuccess: () =>
       Effect.as(options.prewrite ? prewrite : Effect.void, { method: "fallocate" as const, written: options.prewrite }),

@@ -100,8 +100,11 @@ export const make = (
         const operations = transfers.flatMap(({ buffer, offset }, index): Array<Operation> =>
           refused[index] === undefined ? [{ kind, file, buffer, offset }] : []
         )
-        return Effect.map(engine.batch(operations), (results): Results<TransferError> =>
-          operations.length === transfers.length ? results : new MergedResults(refused, results))
+        return Effect.map(
+          engine.batch(operations),
+          (results): Results<TransferError> =>
+            operations.length === transfers.length ? results : new MergedResults(refused, results)
+        )
       })
 
     // Whole pages bounce: the file is whole pages, and pages satisfy every alignment that there is below them.
@@ -129,10 +132,14 @@ export const make = (
     ) => {
       const first = offset - (offset % unit)
       const last = Math.ceil((offset + length) / unit) * unit
-      const chunks = Array.from({ length: Math.ceil((last - first) / chunkBytes) }, (_, index) => first + index * chunkBytes)
+      const chunks = Array.from(
+        { length: Math.ceil((last - first) / chunkBytes) },
+        (_, index) => first + index * chunkBytes
+      )
       return Effect.forEach(
         chunks,
-        (start) => Effect.scoped(Effect.flatMap(bounce, (buffer) => each(buffer, start, Math.min(start + chunkBytes, last)))),
+        (start) =>
+          Effect.scoped(Effect.flatMap(bounce, (buffer) => each(buffer, start, Math.min(start + chunkBytes, last)))),
         { concurrency: bounceConcurrency, discard: true }
       )
     }
@@ -173,15 +180,23 @@ export const make = (
       door.enter((restore): Effect.Effect<void, BytesError> => {
         const length = bytes.byteLength
         const refused = outOfBounds(offset, length)
-        if (refused !== undefined) return Effect.fail(refused)
-        if (length === 0) return Effect.void
+        if (refused !== undefined) {
+          return Effect.fail(refused)
+        }
+        if (length === 0) {
+          return Effect.void
+        }
         const written = overChunks(offset, length, (buffer, start, end) =>
           Effect.gen(function*() {
             const from = Math.max(start, offset)
             const to = Math.min(end, offset + length)
             // The pages that the range only touches keep their other bytes.
-            if (from > start || (to < end && end - start === unit)) yield* move("read", buffer, 0, unit, start)
-            if (to < end && end - start > unit) yield* move("read", buffer, end - start - unit, end - start, end - unit)
+            if (from > start || (to < end && end - start === unit)) {
+              yield* move("read", buffer, 0, unit, start)
+            }
+            if (to < end && end - start > unit) {
+              yield* move("read", buffer, end - start - unit, end - start, end - unit)
+            }
             buffer.bytes.set(bytes.subarray(from - offset, to - offset), from - start)
             yield* move("write", buffer, 0, end - start, start)
           }))
@@ -194,12 +209,19 @@ export const make = (
       const { length, offset } = range
       const refused = outOfBounds(offset, length) ??
         (Number.isSafeInteger(chunk) && chunk > 0 ? undefined : new OutOfBounds({ offset, length: chunk, size }))
-      if (refused !== undefined) return Stream.fail(refused)
-      return Stream.iterate(offset, (at) => at + chunk).pipe(
-        Stream.takeWhile((at) => at < offset + length),
-        Stream.rechunk(1),
-        Stream.mapEffect((at) => readBytes(at, Math.min(chunk, offset + length - at)), { concurrency: streamReadAhead })
-      )
+      if (refused !== undefined) {
+        return Stream.fail(refused)
+      }
+      return Stream.iterate(offset, (at) =>
+        at + chunk).pipe(
+          Stream.takeWhile((at) =>
+            at < offset + length
+          ),
+          Stream.rechunk(1),
+          Stream.mapEffect((at) => readBytes(at, Math.min(chunk, offset + length - at)), {
+            concurrency: streamReadAhead
+          })
+        )
     }
 
     const sink: DiskStorage["sink"] = (offset) => {
@@ -220,11 +242,12 @@ export const make = (
         const more = { written, parts: [...parts, bytes], length: length + bytes.byteLength }
         return more.length < maxBounceBytes ? Effect.succeed(more) : flush(more)
       }
-      return Sink.foldLeftEffect<Pending, Uint8Array, BytesError, never>({ written: 0, parts: [], length: 0 }, add).pipe(
-        Sink.ignoreLeftover,
-        Sink.mapEffect(flush),
-        Sink.map(({ written }) => written)
-      )
+      return Sink.foldLeftEffect<Pending, Uint8Array, BytesError, never>({ written: 0, parts: [], length: 0 }, add)
+        .pipe(
+          Sink.ignoreLeftover,
+          Sink.mapEffect(flush),
+          Sink.map(({ written }) => written)
+        )
     }
 
     return {

@@ -72,18 +72,18 @@ const contestant = (
         [text(running.stdout), text(running.stderr), running.exitCode],
         { concurrency: "unbounded" }
       )
-      if (code !== 0) return yield* Effect.fail(new Error(complaint.trim() || `fio ended with ${code}`))
+      if (code !== 0) return yield* failed(complaint.trim() || `fio ended with ${code}`)
       // Remarks come before the object.
       const { jobs: [job] } = yield* Schema.decode(Output)(output.slice(Math.max(0, output.indexOf("{"))))
       const { runtime, total_ios } = job[load.direction]
-      if (job.error !== 0) return yield* Effect.fail(new Error(`fio reports error ${job.error}`))
+      if (job.error !== 0) return yield* failed(`fio reports error ${job.error}`)
       return {
         operations: total_ios,
         millis: runtime,
         cpuMicros: (job.usr_cpu + job.sys_cpu) / 100 * runtime * 1000,
         delayP99Millis: null
       }
-    })).pipe(Effect.mapError(failed))
+    })).pipe(Effect.mapError((cause) => cause instanceof ContestantFailed ? cause : failed(cause)))
   return { id, family: "fio", prepare: (load) => Effect.succeed((millis) => round(load, millis)) }
 }
 

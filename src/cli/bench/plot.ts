@@ -204,7 +204,8 @@ export const draw = (report: Report): string => {
   const chart = echarts.init(null, null, { renderer: "svg", ssr: true, width, height })
   try {
     chart.setOption(optionOf(report, rows, width, plotWidth))
-    return chart.renderToSVGString()
+    // Every renderer knows `dy`; some, such as librsvg's older versions, do not know the other.
+    return chart.renderToSVGString().replaceAll("dominant-baseline=\"central\"", "dy=\"0.35em\"")
   } finally {
     chart.dispose()
   }

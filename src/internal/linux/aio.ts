@@ -9,7 +9,7 @@ import { errnos, SyscallError } from "../../Syscalls.js"
 import type { Region } from "../alignedBuffer.js"
 import type { OpenDevice } from "../ioQueue.js"
 import { errnoCode } from "../kernel.js"
-import { take } from "../slab.js"
+import { takeAlone } from "../slab.js"
 import { addressOf, high, low, native } from "./native.js"
 
 const IOCB_CMD_PREAD = 0
@@ -63,13 +63,13 @@ export const make = (slots: number): Effect.Effect<OpenDevice, EngineUnavailable
       // One block of memory: an iocb per slot, the list of pointers that io_submit takes, the events that io_getevents fills.
       const pointersAt = slots * iocbWords * 4
       const eventsAt = pointersAt + slots * 8
-      const memory = take(eventsAt + maxEvents * eventWords * 4)
+      const memory = takeAlone(eventsAt + maxEvents * eventWords * 4)
       const at = memory.bytes.byteOffset
       const iocbs = new Int32Array(memory.slab.buffer, at, slots * iocbWords)
       const pointers = new Uint32Array(memory.slab.buffer, at + pointersAt, slots * 2)
       const events = new Int32Array(memory.slab.buffer, at + eventsAt, maxEvents * eventWords)
       const address = addressOf(koffi, memory.slab) + at
-      const regions = new Array<Region | undefined>(slots).fill(undefined)
+      const regions = Array.from<Region | undefined>({ length: slots })
       const counter = new Uint8Array(8)
       /** Slots to be submitted. */
       const staged: Array<number> = []

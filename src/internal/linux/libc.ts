@@ -131,21 +131,25 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
       Effect.suspend(() => {
         const buffer = new DataView(new ArrayBuffer(256))
         const bytes = new Uint8Array(buffer.buffer)
-        return offThread(statx, [architecture.statx, fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_DIOALIGN, bytes], {
-          done: () => {
-            out.value = {
-              links: buffer.getUint32(0x10, true),
-              inode: buffer.getBigUint64(0x20, true),
-              size: Number(buffer.getBigUint64(0x28, true)),
-              allocated: Number(buffer.getBigUint64(0x30, true)) * 512,
-              deviceMajor: buffer.getUint32(0x88, true),
-              deviceMinor: buffer.getUint32(0x8c, true),
-              directIo: (buffer.getUint32(0, true) & STATX_DIOALIGN) === 0
-                ? undefined
-                : { memoryAlignment: buffer.getUint32(0x98, true), offsetAlignment: buffer.getUint32(0x9c, true) }
+        return offThread(
+          statx,
+          [architecture.statx, fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_DIOALIGN, bytes],
+          {
+            done: () => {
+              out.value = {
+                links: buffer.getUint32(0x10, true),
+                inode: buffer.getBigUint64(0x20, true),
+                size: Number(buffer.getBigUint64(0x28, true)),
+                allocated: Number(buffer.getBigUint64(0x30, true)) * 512,
+                deviceMajor: buffer.getUint32(0x88, true),
+                deviceMinor: buffer.getUint32(0x8c, true),
+                directIo: (buffer.getUint32(0, true) & STATX_DIOALIGN) === 0
+                  ? undefined
+                  : { memoryAlignment: buffer.getUint32(0x98, true), offsetAlignment: buffer.getUint32(0x9c, true) }
+              }
             }
           }
-        })
+        )
       }),
     fstatfs: (fd, out) =>
       Effect.suspend(() => {

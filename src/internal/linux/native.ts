@@ -24,8 +24,16 @@ interface Architecture {
 
 /** What differs between the two architectures (`uapi/asm/fcntl.h` and the system call tables). */
 const architectures: { readonly [arch: string]: Architecture } = {
-  x64: { flags: { O_RDWR: 0x2, O_CLOEXEC: 0x8_0000, O_DIRECT: 0x4000, O_NOFOLLOW: 0x2_0000 }, statx: 332, aio: { io_setup: 206, io_destroy: 207, io_getevents: 208, io_submit: 209 } },
-  arm64: { flags: { O_RDWR: 0x2, O_CLOEXEC: 0x8_0000, O_DIRECT: 0x1_0000, O_NOFOLLOW: 0x8000 }, statx: 291, aio: { io_setup: 0, io_destroy: 1, io_getevents: 4, io_submit: 2 } }
+  x64: {
+    flags: { O_RDWR: 0x2, O_CLOEXEC: 0x8_0000, O_DIRECT: 0x4000, O_NOFOLLOW: 0x2_0000 },
+    statx: 332,
+    aio: { io_setup: 206, io_destroy: 207, io_getevents: 208, io_submit: 209 }
+  },
+  arm64: {
+    flags: { O_RDWR: 0x2, O_CLOEXEC: 0x8_0000, O_DIRECT: 0x1_0000, O_NOFOLLOW: 0x8000 },
+    statx: 291,
+    aio: { io_setup: 0, io_destroy: 1, io_getevents: 4, io_submit: 2 }
+  }
 }
 
 export type Argument = number | string | Uint8Array | null
@@ -51,7 +59,11 @@ export type Koffi = Effect.Effect.Success<typeof load>["default"]
 export interface Native {
   readonly koffi: Koffi
   readonly architecture: Architecture
-  readonly declare: (name: string, result: string, args: Array<string>) => Effect.Effect<CFunction, PlatformNotSupported>
+  readonly declare: (
+    name: string,
+    result: string,
+    args: Array<string>
+  ) => Effect.Effect<CFunction, PlatformNotSupported>
 }
 
 export const native: Effect.Effect<Native, PlatformNotSupported> = Effect.gen(function*() {

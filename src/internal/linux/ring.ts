@@ -10,7 +10,7 @@ import type { Region } from "../alignedBuffer.js"
 import type { Device, OpenDevice } from "../ioQueue.js"
 import { errnoCode } from "../kernel.js"
 import type { Slab } from "../slab.js"
-import { take } from "../slab.js"
+import { takeAlone } from "../slab.js"
 import { addressOf, high, low, native } from "./native.js"
 
 const IO_URING_SETUP = 425
@@ -134,7 +134,10 @@ export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnav
     const features = word(5)
     if ((features & FEAT_SINGLE_MMAP) === 0 || (features & FEAT_NODROP) === 0) {
       close(fd)
-      return yield* new EngineUnavailable({ engine: "io_uring", reason: "the kernel's io_uring is older than Linux 5.6" })
+      return yield* new EngineUnavailable({
+        engine: "io_uring",
+        reason: "the kernel's io_uring is older than Linux 5.6"
+      })
     }
     const mappings: Array<readonly [number, number]> = []
     const map = (length: number, offset: number) => {
@@ -187,7 +190,7 @@ export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnav
       /** Registered memory, which must not be collected: where it is registered, or −1 where it could not be. */
       const registered = new Map<Slab, { readonly index: number; readonly forget: () => void }>()
       /** The memory of what is in flight, by slot. */
-      const regions = new Array<Region | undefined>(options.slots).fill(undefined)
+      const regions = Array.from<Region | undefined>({ length: options.slots })
       const generations = new Int32Array(options.slots)
       let tail = Atomics.load(ring, sqTail)
       let staged = 0
@@ -195,7 +198,7 @@ export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnav
       let closed = false
 
       /** What a registration points at: memory that does not move and is not collected meanwhile. */
-      const scratch = take(64)
+      const scratch = takeAlone(64)
       const argument = new Uint32Array(scratch.slab.buffer, scratch.bytes.byteOffset, 16)
       const argumentAddress = addressOf(koffi, scratch.slab) + scratch.bytes.byteOffset
 

@@ -9,8 +9,10 @@ import {
   FileReplaced,
   InvalidOption,
   IoFailed,
+  IoStalled,
   OutOfBounds,
   OutOfSpace,
+  PrewriteRefused,
   ReleaseFailed,
   StorageClosed
 } from "../../../src/DiskStorageError.js"
@@ -39,8 +41,10 @@ const Failure = Schema.Union(
   FileReplaced,
   InvalidOption,
   IoFailed,
+  IoStalled,
   OutOfBounds,
   OutOfSpace,
+  PrewriteRefused,
   ReleaseFailed,
   StorageClosed
 )
