@@ -71,7 +71,13 @@ const run = (name: string, args: ReadonlyArray<string>, env: Record<string, stri
     })
   })
 
-const traced = (task: Omit<Task, "size" | "directory">): Effect.Effect<Outcome> =>
+/** How the engines move bytes and sync, in calls that name the file; a ring does that without. */
+const transfers = { io_uring: [], aio: ["fdatasync"], node: ["pread64", "pwrite64", "fdatasync"] } as const
+
+const traced = (
+  task: Omit<Task, "size" | "directory">,
+  engine: keyof typeof transfers = "node"
+): Effect.Effect<Outcome> =>
   Effect.scoped(Effect.gen(function*() {
     const scratchDirectory = yield* scratch
     const log = join(scratchDirectory, "trace")
@@ -93,7 +99,10 @@ const traced = (task: Omit<Task, "size" | "directory">): Effect.Effect<Outcome> 
         "tsx",
         script
       ],
-      { TASK: Schema.encodeSync(Task)({ ...task, size: 3 * 1024 * 1024 + 5, directory }) }
+      {
+        TASK: Schema.encodeSync(Task)({ ...task, size: 3 * 1024 * 1024 + 5, directory }),
+        DISK_STORAGE_IO_ENGINE: engine
+      }
     )
     assert.strictEqual(code, 0, complaint)
     const report = Schema.decodeUnknownSync(Report)(out)
@@ -110,7 +119,8 @@ const traced = (task: Omit<Task, "size" | "directory">): Effect.Effect<Outcome> 
   }))
 
 /** Every storage here makes these on a thread of the pool. */
-const always = ["mkdir", "openat", "statx", "fstatfs", "pread64", "pwrite64", "fdatasync", "unlink", "close"]
+const control = ["mkdir", "openat", "statx", "fstatfs", "unlink", "close"]
+const always = [...control, ...transfers.node]
 
 const withoutAt = (names: ReadonlySet<string>) =>
   new Set([...names].map((name) => name.replace(/^(mkdir|unlink)at$/, "$1")))
@@ -144,6 +154,16 @@ describe("a storage makes its disk calls off the main thread", () => {
         // What may run on the main thread does, and the trace sees it.
         assert.deepStrictEqual([...outcome.main], ["fcntl"])
       }), 120_000)
+
+    for (const engine of ["io_uring", "aio"] as const) {
+      it.live(`with ${engine}, which transfers by itself`, () =>
+        Effect.gen(function*() {
+          const outcome = yield* traced(plain, engine)
+          assertOffThread(outcome, [...control, ...transfers[engine], "fallocate"])
+          const moves = [...outcome.others].filter((name) => name === "pread64" || name === "pwrite64")
+          assert.deepStrictEqual(moves, [], "the engine was not used")
+        }), 120_000)
+    }
 
     it.live("with open-direct", () =>
       Effect.gen(function*() {
