@@ -138,15 +138,10 @@ describe("bench", () => {
         const json = join(results, "result.json")
         const plot = join(results, "result.svg")
         const small = ["--rounds", "2", "--millis", "50", "--size", "8M", "--block-size", "4K", "--direction", "read"]
-        const { code, complaint, out } = yield* bench(
-          ...small,
-          "--json",
-          json,
-          "--plot",
-          plot,
-          ...targets(directory),
-          directory
-        )
+        // fio and its control run along.
+        const some = ["--contestant", "io_uring,node.raw,fs,platform"]
+        const where = [...targets(directory), directory]
+        const { code, complaint, out } = yield* bench(...small, ...some, "--json", json, "--plot", plot, ...where)
         assert.strictEqual(code, 0, complaint)
         const report = yield* Schema.decode(ReportJson)(readFileSync(json, "utf8"))
         assert.lengthOf(report.cells, report.targets.length)
@@ -160,7 +155,7 @@ describe("bench", () => {
           }
           assert.includeMembers(
             results.map(({ contestant }) => contestant),
-            ["fs.callback", "fs.promises", "platform.FileSystem"]
+            ["node.raw", "fs.callback", "fs.promises", "platform.FileSystem"]
           )
         }
         assert.match(out, /read, 4 KiB × depth 32/)
@@ -178,7 +173,7 @@ describe("bench", () => {
     () =>
       Effect.scoped(Effect.gen(function*() {
         const directory = yield* scratch
-        yield* Effect.forEach(["fs.promises", "fio"], (contestant) =>
+        yield* Effect.forEach(["io_uring,node,fs", "fio"], (contestant) =>
           Effect.scoped(Effect.gen(function*() {
             const args = [
               "--contestant",

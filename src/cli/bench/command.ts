@@ -63,6 +63,8 @@ const pages = (text: string): number | undefined => {
 
 const mostBlock = 2 ** 30
 const mostDepth = 4096
+/** What a pool of buffers can hold. */
+const mostInFlight = 4 * 2 ** 30
 
 const wholeUpTo = (most: number) => (text: string): number | undefined =>
   /^\d+$/.test(text) && Number(text) >= 1 && Number(text) <= most ? Number(text) : undefined
@@ -269,9 +271,12 @@ const run = (asked: Asked) =>
     const loads = shapes(asked)
     const targets = yield* targetsOf(asked, notes)
     const cells = targets.flatMap((target) =>
-      loads.filter(({ blockSize }) => blockSize <= target.size).map((shape) => ({ target, shape }))
+      loads.filter(({ blockSize, depth }) => blockSize <= target.size && blockSize * depth <= mostInFlight)
+        .map((shape) => ({ target, shape }))
     )
-    if (cells.length < targets.length * loads.length) notes.push("Blocks larger than the file are left out.")
+    if (cells.length < targets.length * loads.length) {
+      notes.push(`Left out: blocks larger than the file, and more than ${bytes(mostInFlight)} in flight.`)
+    }
     if (cells.length === 0) return yield* new NothingToMeasure({ message: ["Nothing to measure.", ...notes].join(" ") })
 
     const cellMillis = contestants.reduce(
