@@ -22,7 +22,7 @@ export interface IoUringOptions {
   readonly depth?: number | undefined
   /** The most bytes in flight. Default 64 MiB. */
   readonly maxBytesInFlight?: number | undefined
-  /** The most bytes handed to the kernel in one call, which takes it time on the event loop. Default 16 MiB. */
+  /** The most bytes handed to the kernel in one call, which takes it time on the event loop. Default 4 MiB. */
   readonly maxBytesPerSubmission?: number | undefined
   /** Files that are registered with the ring; those above work too, a little slower. Default 64. */
   readonly registeredFiles?: number | undefined

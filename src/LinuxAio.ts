@@ -19,7 +19,7 @@ export interface LinuxAioOptions {
   readonly depth?: number | undefined
   /** The most bytes in flight. Default 64 MiB. */
   readonly maxBytesInFlight?: number | undefined
-  /** The most bytes handed to the kernel in one call, which takes it time on the event loop. Default 16 MiB. */
+  /** The most bytes handed to the kernel in one call, which takes it time on the event loop. Default 4 MiB. */
   readonly maxBytesPerSubmission?: number | undefined
   /** After this time without an answer an operation fails with `IoStalled`. Off by default. */
   readonly stallTimeout?: Duration.DurationInput | undefined
