@@ -20,7 +20,7 @@ const byDirection = <A>(make: (direction: Direction) => A): { readonly [directio
  * @since 0.1.0
  * @category metrics
  */
-export const bytes = byDirection((direction) =>
+export const bytes = byDirection((direction): Metric.Metric.Counter<number> =>
   Metric.tagged(Metric.counter("disk_storage_bytes", { incremental: true }), "direction", direction)
 )
 
@@ -30,7 +30,7 @@ export const bytes = byDirection((direction) =>
  * @since 0.1.0
  * @category metrics
  */
-export const operations = byDirection((direction) =>
+export const operations = byDirection((direction): Metric.Metric.Counter<number> =>
   Metric.tagged(Metric.counter("disk_storage_operations", { incremental: true }), "direction", direction)
 )
 
@@ -41,7 +41,7 @@ export const operations = byDirection((direction) =>
  * @since 0.1.0
  * @category metrics
  */
-export const errors = (direction: Direction, code: string) =>
+export const errors = (direction: Direction, code: string): Metric.Metric.Counter<number> =>
   Metric.counter("disk_storage_errors", { incremental: true }).pipe(
     Metric.tagged("direction", direction),
     Metric.tagged("code", code)
@@ -53,7 +53,7 @@ export const errors = (direction: Direction, code: string) =>
  * @since 0.1.0
  * @category metrics
  */
-export const inFlight = Metric.gauge("disk_storage_in_flight")
+export const inFlight: Metric.Metric.Gauge<number> = Metric.gauge("disk_storage_in_flight")
 
 /**
  * Milliseconds from submission to completion (`disk_storage_latency_ms`, tag `direction`); of the operations that end together up
@@ -62,7 +62,7 @@ export const inFlight = Metric.gauge("disk_storage_in_flight")
  * @since 0.1.0
  * @category metrics
  */
-export const latency = byDirection((direction) =>
+export const latency = byDirection((direction): Metric.Metric.Histogram<number> =>
   Metric.tagged(
     Metric.histogram("disk_storage_latency_ms", MetricBoundaries.exponential({ start: 0.01, factor: 2, count: 22 })),
     "direction",

@@ -35,8 +35,8 @@ export const startChild = (task: Task, limits: ReadonlyArray<string> = []): Effe
   Effect.gen(function*() {
     const node = [process.execPath, "--import", "tsx", script, Schema.encodeSync(Task)(task)]
     const [name = "", ...args] = limits.length === 0 ? node : ["prlimit", ...limits, ...node]
-    // One thread of the pool makes all calls, so that the n-th call of a thread is the n-th call.
-    const child = yield* scopedProcess(name, args, { UV_THREADPOOL_SIZE: "1" })
+    // One thread of the pool makes all calls, transfers too, so that the n-th call of a thread is the n-th call.
+    const child = yield* scopedProcess(name, args, { UV_THREADPOOL_SIZE: "1", DISK_STORAGE_IO_ENGINE: "node" })
     let complaint = ""
     child.stderr.on("data", (chunk) => complaint += String(chunk))
     const replies = createInterface({ input: child.stdout })[Symbol.asyncIterator]()
