@@ -69,7 +69,7 @@ export const slice = (
 /** Who waits for a buffer; `given` is the one that it got, perhaps together with its interruption. */
 interface Waiter {
   given: Region | undefined
-  readonly resume: (buffer: Effect.Effect<Region>) => void
+  resume: (buffer: Effect.Effect<Region>) => void
 }
 
 export const pool = (options: PoolOptions): Effect.Effect<Pool, BufferUnavailable | InvalidOption, Scope.Scope> =>
@@ -82,9 +82,10 @@ export const pool = (options: PoolOptions): Effect.Effect<Pool, BufferUnavailabl
       Effect.try({
         try: () => slabs.takePooled(buffers, byteLength).map((part) => new Region(part)),
         catch: (error) => new BufferUnavailable({ byteLength, reason: reasonOf(error) })
-      }),
-      ([first]) => Effect.sync(() => first?.slab.retire())
-    )
+      }).pipe(Effect.map((regions) => ({ regions: [...regions], slab: regions[0]?.slab }))),
+      // What is on its way may be registered memory that the kernel has not looked up yet.
+      ({ slab }) => Effect.sync(() => slab?.whenIdle(0, slab.buffer.byteLength, () => slab.retire()))
+    ).pipe(Effect.map(({ regions }) => regions))
     const waiting = new Set<Waiter>()
 
     const give = (buffer: Region) => {
@@ -97,25 +98,29 @@ export const pool = (options: PoolOptions): Effect.Effect<Pool, BufferUnavailabl
     /** An operation that nobody waits for any more may still hold its pages: the buffer comes back when that has ended. */
     const giveBack = (buffer: Region) => buffer.slab.whenIdle(buffer.start, buffer.byteLength, () => give(buffer))
 
-    const taken = Effect.suspend(() => {
-      const buffer = waiting.size === 0 ? free.pop() : undefined
-      return buffer !== undefined ? Effect.succeed(buffer) : Effect.async<Region>((resume) => {
-        const waiter: Waiter = { given: undefined, resume }
+    const handedOver = (waiter: Waiter) =>
+      Effect.async<Region>((resume) => {
+        waiter.resume = resume
         waiting.add(waiter)
-        return Effect.sync(() => {
-          waiting.delete(waiter)
-          if (waiter.given !== undefined) giveBack(waiter.given)
-        })
       })
-    })
     return {
       buffers,
       byteLength: Math.ceil(byteLength / slabs.pageSize) * slabs.pageSize,
-      lease: Effect.uninterruptibleMask((restore) =>
-        Effect.flatMap(
-          restore(taken),
-          (buffer) => Effect.as(Effect.addFinalizer(() => Effect.sync(() => giveBack(buffer))), buffer)
-        )
-      )
+      // A fibre can be interrupted wherever it yields: a buffer is taken, kept and given back where none is heard of.
+      lease: Effect.uninterruptibleMask((restore) => {
+        const given = (buffer: Region) =>
+          Effect.as(Effect.addFinalizer(() => Effect.sync(() => giveBack(buffer))), buffer)
+        const buffer = waiting.size === 0 ? free.pop() : undefined
+        if (buffer !== undefined) return given(buffer)
+        const waiter: Waiter = { given: undefined, resume: () => {} }
+        return Effect.matchCauseEffect(restore(handedOver(waiter)), {
+          onFailure: (cause) => {
+            waiting.delete(waiter)
+            if (waiter.given !== undefined) giveBack(waiter.given)
+            return Effect.failCause(cause)
+          },
+          onSuccess: given
+        })
+      })
     }
   })

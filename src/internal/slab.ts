@@ -31,7 +31,7 @@ export class Slab {
 
   readonly buffer: ArrayBuffer
   /** Used again and again, so that engines may register it with the kernel, until it is retired. */
-  readonly pooled: boolean
+  pooled: boolean
 
   constructor(buffer: ArrayBuffer, pooled: boolean) {
     this.buffer = buffer
@@ -79,6 +79,7 @@ export class Slab {
   }
 
   retire(): void {
+    this.pooled = false
     for (const then of this.retirements ?? []) then()
     this.retirements = undefined
   }
