@@ -74,10 +74,13 @@ export interface QueueOptions {
 /** A descriptor that belongs to a queue, and the count of the operations on it. */
 export class OpenFile implements IoFile {
   closed = false
+  /** The device has been told that it is closed, or would have been, were nothing stalled. */
+  detached = false
   inFlight = 0
   /** Operations in flight that the watchdog has given up. */
   stalled = 0
-  private drained: (() => void) | undefined
+  /** The end of its scope and the end of its engine may both wait for it. */
+  private drained: ReadonlyArray<() => void> = []
   /** Where a device has registered it; −1: it has not. */
   slot = -1
 
@@ -98,16 +101,16 @@ export class OpenFile implements IoFile {
 
   /** After a change of the two counts. */
   left(): void {
-    if (this.drained === undefined || this.inFlight > this.stalled) return
-    const then = this.drained
-    this.drained = undefined
-    then()
+    if (this.drained.length === 0 || this.inFlight > this.stalled) return
+    const drained = this.drained
+    this.drained = []
+    for (const then of drained) then()
   }
 
   /** No operation from now on; `then` when all have ended, those aside that the watchdog has given up. */
   close(then: () => void): void {
     this.closed = true
-    this.drained = then
+    this.drained = [...this.drained, then]
     this.left()
   }
 }
@@ -271,6 +274,10 @@ export class IoQueue {
   private isNow = false
   private readonly metrics = new IoMetrics()
   private readonly files = new Set<OpenFile>()
+  /** Takes no file any more. */
+  private closed = false
+  /** The device is closed. */
+  private gone = false
   /** Called when something is in flight that was not answered at once, and when nothing is any more. */
   onBusy: ((busy: boolean) => void) | undefined
 
@@ -304,8 +311,12 @@ export class IoQueue {
 
   attach(fd: number, options: FileOptions): OpenFile {
     const file = new OpenFile(this, fd, options)
-    this.files.add(file)
-    this.device.attach(file)
+    // Of an engine that has ended, whose memory is unmapped: every operation fails.
+    if (this.closed) file.closed = true
+    else {
+      this.files.add(file)
+      this.device.attach(file)
+    }
     return file
   }
 
@@ -313,20 +324,29 @@ export class IoQueue {
   detach(file: OpenFile, then: () => void): void {
     file.close(() => {
       this.files.delete(file)
-      // What the kernel never answered still uses the registration.
-      if (file.stalled === 0) this.device.detach(file)
+      file.detached = true
+      this.letGo(file)
       then()
     })
   }
 
+  /** What the kernel has not answered still uses the registration. */
+  private letGo(file: OpenFile): void {
+    if (file.detached && file.inFlight === 0 && !this.gone) this.device.detach(file)
+  }
+
   /** When every file is detached. */
   close: Effect.Effect<void> = Effect.suspend(() => {
+    this.closed = true
     const open = [...this.files]
     return Effect.zipRight(
       Effect.forEach(open, (file) => Effect.async<void>((resume) => this.detach(file, () => resume(Effect.void))), {
         discard: true
       }),
-      Effect.suspend(() => this.device.close(this.inFlight > 0))
+      Effect.suspend(() => {
+        this.gone = true
+        return this.device.close(this.inFlight > 0)
+      })
     )
   })
 
@@ -514,7 +534,7 @@ export class IoQueue {
     file.inFlight -= 1
     if (request.givenUp) file.stalled -= 1
     file.left()
-    if (request.givenUp) return
+    if (request.givenUp) return this.letGo(file)
     if (!this.isNow) {
       this.isNow = true
       this.now = performance.now()
