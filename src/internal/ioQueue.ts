@@ -545,33 +545,43 @@ export class IoQueue {
   }
 }
 
+const queueOf = ({ file }: Operation): IoQueue => {
+  const { queue } = openFile(file)
+  if (queue === undefined) throw new TypeError("the file belongs to another engine")
+  return queue
+}
+
 const outcomeOf = (request: Request): Effect.Effect<void, OperationError> => {
   const { error } = request
   return error === undefined ? Effect.void : Effect.fail(error)
 }
 
-/** Runs once: whoever waits for a request that is interrupted, after what is in flight of it has been waited for. */
-const single = (operation: Operation): Effect.Effect<void, OperationError> => {
-  const { queue } = openFile(operation.file)
-  if (queue === undefined) throw new TypeError("the file belongs to another engine")
-  const bytes = operation.kind === "sync" ? 0 : operation.buffer.byteLength
-  const submitted = Effect.uninterruptible(Effect.async<void, OperationError>((resume) => {
+/** What is submitted at once: there is nothing to take back, and waiting for it costs no canceller. */
+const submitted = (queue: IoQueue, operation: Operation): Effect.Effect<void, OperationError> =>
+  Effect.uninterruptible(Effect.async<void, OperationError>((resume) => {
     queue.submit(new Request(operation, (request) => resume(outcomeOf(request))))
   }))
-  const queued = Effect.async<void, OperationError>((resume) => {
-    const interrupted: Array<() => void> = []
+
+/** What may have to wait its turn: interrupted, it is taken back, or waited for once it is submitted. */
+const queued = (queue: IoQueue, operation: Operation): Effect.Effect<void, OperationError> =>
+  Effect.async<void, OperationError>((resume) => {
+    let left: (() => void) | undefined
     const request = new Request(operation, (ended) => {
       resume(outcomeOf(ended))
-      for (const then of interrupted) then()
+      left?.()
     })
     queue.submit(request)
     return Effect.async<void>((ended) => {
       queue.takeBack(request)
       if (request.ended || request.givenUp) ended(Effect.void)
-      else interrupted.push(() => ended(Effect.void))
+      else left = () => ended(Effect.void)
     })
   })
-  return Effect.suspend(() => queue.hasRoom(1, bytes) ? submitted : queued)
+
+const single = (operation: Operation): Effect.Effect<void, OperationError> => {
+  const queue = queueOf(operation)
+  const bytes = operation.kind === "sync" ? 0 : operation.buffer.byteLength
+  return Effect.suspend(() => queue.hasRoom(1, bytes) ? submitted(queue, operation) : queued(queue, operation))
 }
 
 /** The results of a batch that has ended. */
@@ -604,8 +614,7 @@ export const results = (completions: ReadonlyArray<Completion>): Results => new 
 const byQueue = (requests: ReadonlyArray<Request>): ReadonlyArray<readonly [IoQueue, ReadonlyArray<Request>]> => {
   const groups = new Map<IoQueue, Array<Request>>()
   for (const request of requests) {
-    const { queue } = request.file
-    if (queue === undefined) throw new TypeError("the file belongs to another engine")
+    const queue = queueOf(request.operation)
     const group = groups.get(queue)
     if (group === undefined) groups.set(queue, [request])
     else group.push(request)
@@ -617,19 +626,19 @@ const batch = (operations: ReadonlyArray<Operation>): Effect.Effect<Results> =>
   Effect.async<Results>((resume) => {
     let pending = operations.length
     if (pending === 0) return resume(Effect.succeed(results([])))
-    const interrupted: Array<() => void> = []
+    let left: (() => void) | undefined
     const done = () => {
       pending -= 1
       if (pending > 0) return
       resume(Effect.succeed(results(requests)))
-      for (const then of interrupted) then()
+      left?.()
     }
     const requests = operations.map((operation) => new Request(operation, done))
     for (const [queue, group] of byQueue(requests)) queue.submitAll(group)
     return Effect.async<void>((ended) => {
       for (const request of requests) request.file.queue?.takeBack(request)
       if (pending === 0) ended(Effect.void)
-      else interrupted.push(() => ended(Effect.void))
+      else left = () => ended(Effect.void)
     })
   })
 
@@ -649,5 +658,5 @@ export const makeEngine = (
   write: (file, buffer, offset) => single({ kind: "write", file, buffer, offset }),
   sync: (file) => single({ kind: "sync", file }),
   batch,
-  unsafeSubmit: (operation, done) => openFile(operation.file).queue?.submit(new Request(operation, done))
+  unsafeSubmit: (operation, done) => queueOf(operation).submit(new Request(operation, done))
 })

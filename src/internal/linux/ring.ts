@@ -123,7 +123,6 @@ export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnav
       return yield* refused("io_uring_setup", -fd, reason)
     }
     const word = (index: number) => params[index] ?? 0
-    const deferred = (flags & SETUP_DEFER_TASKRUN) !== 0
     const entries = word(0)
     // struct io_sqring_offsets at word 10: head, tail, ring_mask, ring_entries, flags, dropped, array.
     const [sqTail, sqFlags, sqArray] = [word(11) >> 2, word(14) >> 2, word(16) >> 2]
@@ -290,6 +289,8 @@ export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnav
         return count
       }
 
+      const hasMore = () => (Atomics.load(ring, sqFlags) & (SQ_TASKRUN | SQ_CQ_OVERFLOW)) !== 0
+
       const poll = koffi.node.poll(eventFd, { readable: true }, () => {
         read(eventFd, counter, 8)
         woken()
@@ -335,15 +336,16 @@ export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnav
           // A turn that was deferred comes after the end of the ring, whose memory is gone.
           if (closed) return
           enterRing(ENTER_GETEVENTS)
-          let reaped = reap()
-          // With deferred task work one call answers some twenty completions at most, and does not tell that there are more.
-          for (let call = 0; call < maxReapCalls; call++) {
-            const told = (Atomics.load(ring, sqFlags) & (SQ_TASKRUN | SQ_CQ_OVERFLOW)) !== 0
-            if (!told && (!deferred || reaped === 0)) break
+          reap()
+          // With deferred task work one call answers some twenty completions at most; the kernel's flag tells that there are more,
+          // for which it does not wake again.
+          let calls = 1
+          while (hasMore() && calls < maxReapCalls) {
             enterRing(ENTER_GETEVENTS)
-            reaped = reap()
+            reap()
+            calls += 1
           }
-          if (staged > 0) device.defer(woken)
+          if (staged > 0 || hasMore()) device.defer(woken)
         },
         defer: (turn) => void setImmediate(turn),
         hold: (busy) => busy ? poll.ref() : poll.unref(),
