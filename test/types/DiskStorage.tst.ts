@@ -5,6 +5,8 @@ import type * as Either from "effect/Either"
 import type * as Layer from "effect/Layer"
 import type * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
+import type * as Sink from "effect/Sink"
+import type * as Stream from "effect/Stream"
 import { describe, expect, it } from "tstyche"
 import * as AlignedBuffer from "../../src/AlignedBuffer.js"
 import * as DiskAllocator from "../../src/DiskAllocator.js"
@@ -12,8 +14,11 @@ import * as DiskStorage from "../../src/DiskStorage.js"
 import * as DiskStorageConfig from "../../src/DiskStorageConfig.js"
 import type * as Errors from "../../src/DiskStorageError.js"
 import * as IoEngine from "../../src/IoEngine.js"
+import * as IoUring from "../../src/IoUring.js"
 import * as Linux from "../../src/Linux.js"
+import * as LinuxAio from "../../src/LinuxAio.js"
 import * as LinuxSyscalls from "../../src/LinuxSyscalls.js"
+import * as NodeIo from "../../src/NodeIo.js"
 import * as SimulatedSyscalls from "../../src/SimulatedSyscalls.js"
 import * as Syscalls from "../../src/Syscalls.js"
 
@@ -30,7 +35,10 @@ type AcquireError =
   | Errors.DirectIoRefused
   | Errors.OutOfSpace
   | Errors.AllocationFailed
+  | Errors.PrewriteRefused
   | Errors.BufferUnavailable
+
+type OperationError = Errors.StorageClosed | Errors.BufferBusy | Errors.IoFailed | Errors.IoStalled
 
 type Kernel = Syscalls.Syscalls | IoEngine.IoEngine
 
@@ -75,10 +83,7 @@ describe("acquire", () => {
 
 describe("transfers", () => {
   it("of aligned memory need nothing, and fail exactly so", () => {
-    type Transfer = Effect.Effect<
-      void,
-      Errors.StorageClosed | Errors.OutOfBounds | Errors.Misaligned | Errors.IoFailed
-    >
+    type Transfer = Effect.Effect<void, OperationError | Errors.OutOfBounds | Errors.Misaligned>
     expect(storage.read(0, buffer)).type.toBe<Transfer>()
     expect(storage.write(0, buffer)).type.toBe<Transfer>()
   })
@@ -89,10 +94,25 @@ describe("transfers", () => {
   })
 
   it("of bytes are never misaligned", () => {
-    type Failure = Errors.StorageClosed | Errors.OutOfBounds | Errors.BufferUnavailable | Errors.IoFailed
+    type Failure =
+      | Errors.StorageClosed
+      | Errors.OutOfBounds
+      | Errors.BufferUnavailable
+      | Errors.IoFailed
+      | Errors.IoStalled
     expect(storage.readBytes(0, 1)).type.toBe<Effect.Effect<Uint8Array, Failure>>()
     expect(storage.writeBytes(0, new Uint8Array(1))).type.toBe<Effect.Effect<void, Failure>>()
-    expect(storage.sync).type.toBe<Effect.Effect<void, Errors.StorageClosed | Errors.IoFailed>>()
+    expect(storage.sync).type.toBe<
+      Effect.Effect<void, Errors.StorageClosed | Errors.IoFailed | Errors.IoStalled>
+    >()
+    expect(storage.stream({ offset: 0, length: 1 })).type.toBe<Stream.Stream<Uint8Array, Failure>>()
+    expect(storage.sink(0)).type.toBe<Sink.Sink<number, Uint8Array, never, Failure>>()
+  })
+
+  it("in batches never fail as a whole, and say of each what it failed with", () => {
+    type Results = IoEngine.Results<OperationError | Errors.OutOfBounds | Errors.Misaligned>
+    expect(storage.readBatch([{ offset: 0, buffer }])).type.toBe<Effect.Effect<Results>>()
+    expect(storage.writeBatch([{ offset: 0, buffer }])).type.toBe<Effect.Effect<Results>>()
   })
 })
 
@@ -145,7 +165,16 @@ describe("registrations", () => {
 describe("kernels and engines", () => {
   it("are layers that fail only where they can", () => {
     expect(LinuxSyscalls.layer).type.toBe<Layer.Layer<Syscalls.Syscalls, Errors.PlatformNotSupported>>()
-    expect(Linux.layer).type.toBe<Layer.Layer<Kernel, Errors.PlatformNotSupported | ConfigError.ConfigError>>()
+    type Refused = Errors.EngineUnavailable | Errors.PlatformNotSupported | Errors.InvalidOption
+    expect(Linux.layer).type.toBe<Layer.Layer<Kernel, Refused | ConfigError.ConfigError>>()
+    expect(Linux.layerWith({ engine: "aio" })).type.toBe<typeof Linux.layer>()
+    expect(Linux.layerWith).type.not.toBeCallableWith({ engine: "fastest" })
+    expect(IoUring.layer()).type.toBe<Layer.Layer<IoEngine.IoEngine, Refused>>()
+    expect(LinuxAio.layer()).type.toBe<Layer.Layer<IoEngine.IoEngine, Refused>>()
+    expect(NodeIo.layer()).type.toBe<Layer.Layer<IoEngine.IoEngine, Errors.InvalidOption>>()
+    expect(SimulatedSyscalls.layerEngine()).type.toBe<
+      Layer.Layer<IoEngine.IoEngine, Errors.InvalidOption, SimulatedSyscalls.SimulatedKernel>
+    >()
     expect(IoEngine.layerSyscalls).type.toBe<Layer.Layer<IoEngine.IoEngine, never, Syscalls.Syscalls>>()
     expect(SimulatedSyscalls.layer()).type.toBe<
       Layer.Layer<Syscalls.Syscalls | SimulatedSyscalls.SimulatedKernel>
@@ -160,6 +189,15 @@ describe("kernels and engines", () => {
   it("hand out aligned memory with a typed failure", () => {
     expect(AlignedBuffer.make(1)).type.toBe<
       Effect.Effect<AlignedBuffer.AlignedBuffer, Errors.BufferUnavailable>
+    >()
+    expect(AlignedBuffer.slice(buffer, 0, 1)).type.toBe<
+      Effect.Effect<AlignedBuffer.AlignedBuffer, Errors.OutOfBounds | Errors.Misaligned>
+    >()
+    expect(AlignedBuffer.fromUint8Array(new Uint8Array(1))).type.toBe<
+      Effect.Effect<AlignedBuffer.AlignedBuffer, Errors.ForeignMemory | Errors.Misaligned>
+    >()
+    expect(AlignedBuffer.pool({ buffers: 1, byteLength: 1 })).type.toBe<
+      Effect.Effect<AlignedBuffer.Pool, Errors.BufferUnavailable | Errors.InvalidOption, Scope.Scope>
     >()
   })
 })
