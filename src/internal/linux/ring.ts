@@ -3,6 +3,7 @@
  * Layouts and numbers are those of `uapi/linux/io_uring.h`.
  */
 import * as Effect from "effect/Effect"
+import * as Runtime from "effect/Runtime"
 import { EngineUnavailable } from "../../DiskStorageError.js"
 import type { PlatformNotSupported } from "../../DiskStorageError.js"
 import { errnos, SyscallError } from "../../Syscalls.js"
@@ -46,6 +47,8 @@ const FSYNC_DATASYNC = 1
 // uapi/asm-generic/mman-common.h
 const PROT_READ_WRITE = 3
 const MAP_SHARED_POPULATE = 0x8001
+/** Linux 5.14; before, memory stays unregistered. */
+const MADV_POPULATE_WRITE = 23
 
 // uapi/linux/eventfd.h
 const EFD_CLOEXEC = 0x8_0000
@@ -60,8 +63,10 @@ const setups = [
 
 /** Slots for registered memory: pools, of which a program has few. */
 const maxBuffers = 64
-/** Registering pins memory, on the thread that registers. */
+/** Registering pins memory, which RLIMIT_MEMLOCK bounds. */
 const maxRegisteredBytes = 64 * 1024 * 1024
+/** What one call brings in before that, off-thread. */
+const maxPopulatedBytes = 1024 * 1024
 /** io_uring_enter is not asked again more often than this in one turn when it says that it is out of something. */
 const maxEnterRetries = 100
 
@@ -76,10 +81,17 @@ export interface RingOptions {
   readonly registerBuffers: boolean
 }
 
+interface Registration {
+  /** −1: not registered, yet or at all. */
+  index: number
+  forget: () => void
+}
+
 /** A ring that is set up, on which a queue opens its device. */
 export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnavailable | PlatformNotSupported> =>
   Effect.gen(function*() {
     const { declare, koffi } = yield* native
+    const runtime = yield* Effect.runtime<never>()
     const setup = yield* declare("syscall", "long", ["long", "uint32_t", "void *"])
     const enter = yield* declare("syscall", "long", [
       "long",
@@ -92,6 +104,7 @@ export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnav
     ])
     const register = yield* declare("syscall", "long", ["long", "int", "uint32_t", "void *", "uint32_t"])
     const mmap = yield* declare("mmap", "int64_t", ["size_t", "size_t", "int", "int", "int", "int64_t"])
+    const madvise = yield* declare("madvise", "int", ["size_t", "size_t", "int"])
     const munmap = yield* declare("munmap", "int", ["size_t", "size_t"])
     const close = yield* declare("close", "int", ["int"])
     const read = yield* declare("read", "int64_t", ["int", "void *", "size_t"])
@@ -187,7 +200,7 @@ export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnav
       const freeFiles = hasFiles ? Array.from(registerFiles.keys()).reverse() : []
       const freeBuffers = hasBuffers ? Array.from({ length: maxBuffers }, (_, index) => index).reverse() : []
       /** Registered memory, which must not be collected: where it is registered, or −1 where it could not be. */
-      const registered = new Map<Slab, { readonly index: number; readonly forget: () => void }>()
+      const registered = new Map<Slab, Registration>()
       /** The memory of what is in flight, by slot. */
       const regions = Array.from<Region | undefined>({ length: options.slots })
       const generations = new Int32Array(options.slots)
@@ -217,24 +230,59 @@ export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnav
         return outcome(register(IO_URING_REGISTER, fd, REGISTER_FILES_UPDATE, scratch.bytes, 1))
       }
 
-      const bufferIndex = (slab: Slab): number => {
-        const known = registered.get(slab)
-        if (known !== undefined) return known.index
+      let told = false
+      const tellUnregistered = (call: string, errno: number) => {
+        if (told) return
+        told = true
+        Runtime.runFork(runtime)(Effect.logDebug(
+          `the memory of a pool could not be registered with io_uring (${call}: ${errnoCode(errno)}), and is used ` +
+            "unregistered, a little slower: look at `ulimit -l`"
+        ))
+      }
+
+      /**
+       * Registers the memory of a pool when it is first used. Registering takes every page of it, which takes milliseconds for each MiB
+       * of fresh memory: another thread does that first, and until then the memory is used unregistered.
+       */
+      const registerSlab = (slab: Slab): Registration => {
+        const registration: Registration = { index: -1, forget: () => {} }
         const { byteLength } = slab.buffer
-        const free = byteLength <= maxRegisteredBytes ? freeBuffers.pop() : undefined
-        let index = -1
-        if (free !== undefined) {
-          if (updateBuffer(free, addressOf(koffi, slab), byteLength) >= 0) index = free
-          else freeBuffers.push(free)
-        }
-        const retired = () => {
+        const address = addressOf(koffi, slab)
+        registered.set(slab, registration)
+        const forget = slab.onRetire(() => {
           registered.delete(slab)
-          if (index === -1) return
-          updateBuffer(index, 0, 0)
-          freeBuffers.push(index)
+          if (registration.index === -1) return
+          updateBuffer(registration.index, 0, 0)
+          freeBuffers.push(registration.index)
+          registration.index = -1
+        })
+        registration.forget = forget
+        /** A part at a time: meanwhile other threads cannot map memory, the collector's among them. */
+        const populate = (done: number) => {
+          const length = Math.min(maxPopulatedBytes, byteLength - done)
+          try {
+            madvise.async(address + done, length, MADV_POPULATE_WRITE, (error: unknown, result: number) => {
+              if (closed || registered.get(slab) !== registration) return
+              if (error !== null || result < 0) tellUnregistered("madvise", koffi.errno())
+              else if (done + length < byteLength) populate(done + length)
+              else pin()
+            })
+          } catch {
+            // koffi has no room for another call: this pool stays as it is.
+          }
         }
-        registered.set(slab, { index, forget: slab.onRetire(retired) })
-        return index
+        const pin = () => {
+          const index = freeBuffers.pop()
+          if (index === undefined) return
+          const outcome = updateBuffer(index, address, byteLength)
+          if (outcome >= 0) registration.index = index
+          else {
+            freeBuffers.push(index)
+            tellUnregistered("io_uring_register", -outcome)
+          }
+        }
+        if (byteLength <= maxRegisteredBytes && freeBuffers.length > 0) populate(0)
+        return registration
       }
 
       /** Hands `staged` entries over; false when the kernel takes none now. */
@@ -311,7 +359,9 @@ export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnav
           if (region !== undefined) {
             regions[slot] = region
             address = addressOf(koffi, region.slab) + region.start + from
-            if (region.slab.pooled && hasBuffers) fixedBuffer = bufferIndex(region.slab)
+            if (region.slab.pooled && hasBuffers) {
+              fixedBuffer = (registered.get(region.slab) ?? registerSlab(region.slab)).index
+            }
           }
           const opcode = kind === "sync"
             ? OP_FSYNC
