@@ -65,17 +65,18 @@ export const makeQueue = <E>(
         expected: "a duration above 0"
       })
     }
-    const queue = yield* Effect.acquireRelease(
-      Effect.map(open, (opened) => new IoQueue(opened, { maxBytesInFlight, maxBytesPerSubmission, stallMillis })),
-      (queue) => queue.close
-    )
-    if (stallMillis !== undefined && Number.isFinite(stallMillis)) {
-      const busy = yield* Effect.makeLatch(false)
-      queue.onBusy = (isBusy) => isBusy ? busy.unsafeOpen() : busy.unsafeClose()
-      const look = Effect.sync(() => queue.watch(looks))
-      yield* Effect.forkScoped(
-        Effect.forever(Effect.zipRight(busy.await, Effect.zipRight(Effect.sleep(stallMillis / looks), look)))
-      )
-    }
-    return queue
+    // The watchdog outlives the queue's end, which may wait for what the watchdog gives up.
+    return yield* Effect.uninterruptible(Effect.gen(function*() {
+      const queue = new IoQueue(yield* open, { maxBytesInFlight, maxBytesPerSubmission, stallMillis })
+      if (stallMillis !== undefined && Number.isFinite(stallMillis)) {
+        const busy = yield* Effect.makeLatch(false)
+        queue.onBusy = (isBusy) => isBusy ? busy.unsafeOpen() : busy.unsafeClose()
+        const look = Effect.sync(() => queue.watch(looks))
+        yield* Effect.forkScoped(Effect.interruptible(
+          Effect.forever(Effect.zipRight(busy.await, Effect.zipRight(Effect.sleep(stallMillis / looks), look)))
+        ))
+      }
+      yield* Effect.addFinalizer(() => queue.close)
+      return queue
+    }))
   })

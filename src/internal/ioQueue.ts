@@ -147,6 +147,8 @@ export class Request implements Completion {
   givenUp = false
   /** `done` was called, or will never be. */
   ended = false
+  /** The watchdog's turn in which it came. */
+  epoch = 0
   /** When it was submitted, in milliseconds of the monotonic clock. */
   since = 0
   /** The next operation of the same batch. */
@@ -239,6 +241,15 @@ class Line {
       this.items = this.items.slice(this.head)
       this.head = 0
     }
+  }
+
+  /** Each operation that waits, also those of a batch behind its first. */
+  get all(): ReadonlyArray<Request> {
+    return this.items.slice(this.head).flatMap((first) => {
+      const chain: Array<Request> = []
+      for (let request: Request | undefined = first; request !== undefined; request = request.next) chain.push(request)
+      return chain
+    })
   }
 
   /** A disk that hangs must not make those who came and went pile up here. */
@@ -393,6 +404,20 @@ export class IoQueue {
       request.done(request)
       request.file.left()
     }
+    this.giveUpWaiting(turns)
+  }
+
+  /** Where all that is in flight was given up, what waits for it would wait for ever. The kernel has not seen it. */
+  private giveUpWaiting(turns: number): void {
+    if (this.waiting.first === undefined) return
+    if (this.free === this.pieces.length || this.pieces.some(({ request }) => request?.givenUp === false)) return
+    for (const request of this.waiting.all) {
+      if (request.ended || request.pieces > 0 || this.epoch - request.epoch <= turns) continue
+      request.fail(request.issued, stalled)
+      this.metrics.stalled(request.operation.kind)
+      this.waiting.left()
+      this.settle(request)
+    }
   }
 
   /** Claims what the operation needs; false when it has ended already, refused or because there is nothing to do. */
@@ -404,6 +429,7 @@ export class IoQueue {
     } else if (region !== undefined && !region.slab.claim(region.start, length, kind === "read")) request.fail(0, busy)
     else {
       file.inFlight += 1
+      request.epoch = this.epoch
       return true
     }
     request.ended = true
@@ -539,7 +565,7 @@ export class IoQueue {
       this.isNow = true
       this.now = performance.now()
     }
-    if (outcome !== takenBack) this.metrics[kind].ended(bytes, this.now - request.since)
+    if (outcome !== takenBack && outcome !== stalled) this.metrics[kind].ended(bytes, this.now - request.since)
     if (outcome > 0 || outcome === nothingTransferred) this.metrics.failed(kind, outcome)
     request.done(request)
   }
