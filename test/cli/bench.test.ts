@@ -95,7 +95,7 @@ const elements = (svg: string): ReadonlyArray<string> => {
   return seen
 }
 
-describe("bench", () => {
+describe.concurrent("bench", () => {
   it.live("says what is wrong with its arguments", () =>
     Effect.scoped(Effect.gen(function*() {
       const directory = yield* scratch
@@ -103,6 +103,8 @@ describe("bench", () => {
         [["--rounds", "0"], /--rounds 0 is not a whole number from 1 to 1000/],
         [["--block-size", "4K,5k"], /--block-size 5k is not a multiple of 4096 bytes/],
         [["--contestant", "dd"], /--contestant dd is not one of .*io_uring\.raw/],
+        [["--part", "transfer"], /--part transfer is not one of transfers, allocation, delay/],
+        [["--part", "delay", "--plot", join(directory, "a.svg")], /--plot draws the part transfers/],
         [["--frobnicate"], /There is no option --frobnicate/],
         [[join(directory, "missing")], /missing cannot be used .*ENOENT/],
         [["--json", join(directory, "missing", "file.json"), directory], /file\.json cannot be written: .*ENOENT/]
@@ -137,7 +139,7 @@ describe("bench", () => {
         const results = yield* scratch
         const json = join(results, "result.json")
         const plot = join(results, "result.svg")
-        const small = ["--rounds", "2", "--millis", "50", "--size", "8M", "--block-size", "4K", "--direction", "read"]
+        const small = ["--rounds", "1", "--millis", "50", "--size", "8M", "--block-size", "4K", "--direction", "read"]
         // fio and its control run along.
         const some = ["--contestant", "io_uring,node.raw,fs,platform"]
         const where = [...targets(directory), directory]
@@ -148,7 +150,7 @@ describe("bench", () => {
         for (const { leftOut, results } of report.cells) {
           assert.deepStrictEqual(leftOut, [])
           for (const { contestant, iops, ratioToFio, rounds } of results) {
-            assert.lengthOf(rounds, 2)
+            assert.lengthOf(rounds, 1)
             assert.isAbove(iops.median, 0, contestant)
             assert.isAtLeast(iops.best, iops.median)
             assert.strictEqual(ratioToFio === null, report.host.fio === null)
@@ -164,6 +166,47 @@ describe("bench", () => {
         assert.match(readFileSync(plot, "utf8"), /IOPS \(logarithmic\)/)
         assert.deepStrictEqual(readdirSync(directory), [])
         assert.deepStrictEqual(readdirSync(results).sort(), ["result.json", "result.svg"])
+      })),
+    testTimeout
+  )
+
+  it.live(
+    "measures how a file gets its blocks, and the event loop",
+    () =>
+      Effect.scoped(Effect.gen(function*() {
+        const directory = yield* scratch
+        const results = yield* scratch
+        if (!roomy(directory)) return
+        const json = join(results, "result.json")
+        const small = ["--size", "8M", "--rounds", "1", "--millis", "100", "--operations", "2000"]
+        const { code, complaint, out } = yield* bench("--part", "allocation,delay", ...small, "--json", json, directory)
+        assert.strictEqual(code, 0, complaint)
+        const { allocation, cells, delay, host, parts } = yield* Schema.decode(ReportJson)(readFileSync(json, "utf8"))
+        assert.deepStrictEqual(parts, ["allocation", "delay"])
+        assert.deepStrictEqual(cells, [])
+        assert.deepStrictEqual(allocation?.leftOut, [])
+        for (const { bytes, bytesPerSecond, contestant, millis } of allocation?.passes ?? []) {
+          assert.lengthOf(millis, 1, contestant)
+          assert.strictEqual(bytes, 8 * 2 ** 20)
+          assert.isAbove(bytesPerSecond.best, 0, contestant)
+        }
+        const filled = allocation?.passes.filter(({ kind }) => kind === "zero-fill").map(({ contestant }) => contestant)
+        assert.includeMembers(filled ?? [], ["serial", ...(host.fio === null ? [] : ["fio.io_uring", "fio.control"])])
+        for (const kind of ["first writes", "rewrites"] as const) {
+          assert.lengthOf(allocation?.passes.filter((pass) => pass.kind === kind) ?? [], 2)
+          assert.lengthOf(allocation?.ratios.filter((ratio) => ratio.kind === kind) ?? [], 1)
+        }
+        const [load, ...others] = delay?.loads ?? []
+        assert.deepStrictEqual(others, [])
+        assert.isAbove(load?.loop.max ?? 0, 0)
+        assert.isAbove(load?.idle.max ?? 0, 0)
+        assert.match(delay?.leftOut[0]?.reason ?? "", /a block is larger than the file/)
+        for (const { samples } of delay?.endurance ?? []) {
+          assert.deepStrictEqual(samples.map(({ operations }) => operations), [200, 1000, 2000])
+        }
+        assert.match(out, /prewrite to \w+\.fallocate: \d/)
+        assert.match(out, /128 reads of 16 MiB in flight left out/)
+        assert.deepStrictEqual(readdirSync(directory), [])
       })),
     testTimeout
   )

@@ -14,15 +14,18 @@ import { dirname, resolve } from "node:path"
 import * as AlignedBuffer from "../../AlignedBuffer.js"
 import * as DiskStorageConfig from "../../DiskStorageConfig.js"
 import * as LinuxSyscalls from "../../LinuxSyscalls.js"
+import * as allocation from "./allocation.js"
 import type { Contestant } from "./contestant.js"
-import { buffersFor, engines } from "./engines.js"
+import * as delay from "./delay.js"
+import { buffersFor, built, engines } from "./engines.js"
 import { NothingToMeasure, OutputFailed } from "./errors.js"
 import * as fio from "./fio.js"
 import type { Direction, Shape } from "./load.js"
 import * as node from "./node.js"
 import * as Progress from "./progress.js"
 import type { Cell, LeftOut, Report } from "./report.js"
-import { ReportJson } from "./report.js"
+import { Part, ReportJson } from "./report.js"
+import type { Turns } from "./rounds.js"
 import { measure, warmUpMillis } from "./rounds.js"
 import { table } from "./table.js"
 import type { Target } from "./target.js"
@@ -83,7 +86,19 @@ const contestantNames: ReadonlyArray<string> = [
 const oneOf = <const A extends string>(...values: ReadonlyArray<A>) => (text: string): A | undefined =>
   values.find((value) => value === text)
 
+const defaultRounds = { transfers: 11, allocation: 5 } as const
+const defaultMillis = { transfers: 1000, delay: 10_000 } as const
+
 const options = {
+  parts: list("part", "name", `one of ${Part.literals.join(", ")}`, oneOf(...Part.literals)).pipe(
+    Options.withDescription(
+      "What to measure. transfers (the default): random reads and writes against fio and Node. allocation: zero-fills " +
+        "against fio and a serial loop, and first writes with and without prewrite, on the disk; it takes --engine, " +
+        "--without-fio, --size and --rounds. delay: how long reads in flight hold up the event loop against an idle process, " +
+        "and whether millions of operations leave memory behind; it takes --engine, --size, --millis and --operations. For its " +
+        "longest io_uring_enter run it under strace -f -T -e trace=io_uring_enter, which slows it down."
+    )
+  ),
   blockSizes: list(
     "block-size",
     "size",
@@ -122,12 +137,20 @@ const options = {
     )
   ),
   rounds: whole("rounds", 1, 1000).pipe(
-    Options.withDefault(11),
-    Options.withDescription("Rounds of each contestant.")
+    Options.optional,
+    Options.withDescription(
+      `Rounds of each contestant (default: ${defaultRounds.transfers}, of allocation ${defaultRounds.allocation}).`
+    )
   ),
   millis: whole("millis", 10, 600_000).pipe(
-    Options.withDefault(1000),
-    Options.withDescription("Milliseconds of a round.")
+    Options.optional,
+    Options.withDescription(
+      `Milliseconds of a round (default: ${defaultMillis.transfers}, of delay ${defaultMillis.delay}).`
+    )
+  ),
+  operations: whole("operations", 100, 1_000_000_000).pipe(
+    Options.withDefault(10_000_000),
+    Options.withDescription("Operations of 4 KiB that delay runs on a file in memory.")
   ),
   size: Options.text("size").pipe(
     Options.withPseudoName("size"),
@@ -206,6 +229,12 @@ const write = (path: string, content: string) =>
 
 type Asked = Command.Command.ParseConfig<typeof options & { readonly directory: typeof directory }>
 
+const placeOf = (asked: Asked) =>
+  Effect.map(
+    Option.match(asked.directory, { onNone: () => DiskStorageConfig.directory, onSome: Effect.succeed }),
+    (directory) => resolve(directory)
+  )
+
 const targetsOf = (asked: Asked, notes: Array<string>) =>
   Effect.gen(function*() {
     const names = asked.targets.length > 0 ? [...new Set(asked.targets)] : ["disk", "memory"] as const
@@ -213,12 +242,7 @@ const targetsOf = (asked: Asked, notes: Array<string>) =>
     for (const name of names) {
       const size = Option.getOrElse(asked.size, () => defaultSizes[name])
       if (name === "disk") {
-        const place = resolve(
-          yield* Option.match(asked.directory, {
-            onNone: () => DiskStorageConfig.directory,
-            onSome: Effect.succeed
-          })
-        )
+        const place = yield* placeOf(asked)
         const disk = yield* target.make(name, place, size)
         if ((yield* target.filesystemOf(place)).isMemory) notes.push(`${place} is a tmpfs: its figures are of memory.`)
         made.push(disk)
@@ -234,33 +258,32 @@ const targetsOf = (asked: Asked, notes: Array<string>) =>
 const isTmpfs = (directory: string) =>
   Effect.match(target.filesystemOf(directory), { onFailure: () => false, onSuccess: ({ isMemory }) => isMemory })
 
-const contestantsOf = (asked: Asked, leftOut: Array<LeftOut>) =>
+const contestantsOf = (asked: Asked, version: Option.Option<string>, leftOut: Array<LeftOut>) =>
   Effect.gen(function*() {
     const wanted = (id: string) =>
       asked.contestants.length === 0 || asked.contestants.some((name) => id === name || id.startsWith(`${name}.`))
     const own = yield* engines(wanted)
     leftOut.push(...own.leftOut)
-    const version = asked.withoutFio ? Option.none() : yield* fio.version
     const yardsticks = Option.isSome(version) ? yield* fio.contestants : []
     if (Option.isNone(version)) {
       leftOut.push({ contestant: "fio", reason: asked.withoutFio ? "--without-fio" : "it is not installed" })
     }
-    return {
-      fio: version,
-      contestants: [
-        ...[...own.contestants, ...(yield* node.contestants)].filter(({ id }) => wanted(id)),
-        ...yardsticks.filter(({ id }) => wanted(id) || id !== "fio.psync")
-      ] satisfies ReadonlyArray<Contestant>
-    }
+    return [
+      ...[...own.contestants, ...(yield* node.contestants)].filter(({ id }) => wanted(id)),
+      ...yardsticks.filter(({ id }) => wanted(id) || id !== "fio.psync")
+    ] satisfies ReadonlyArray<Contestant>
   })
 
-const run = (asked: Asked) =>
+const transfers = (
+  asked: Asked,
+  turns: Turns,
+  fioVersion: Option.Option<string>,
+  notes: Array<string>,
+  leftOut: Array<LeftOut>
+) =>
   Effect.gen(function*() {
     const progress = yield* Progress.Progress
-    const notes: Array<string> = []
-    const leftOut: Array<LeftOut> = []
-    yield* Effect.forEach([asked.json, asked.plot], Option.match({ onNone: () => Effect.void, onSome: checkOutput }))
-    const { contestants, fio: fioVersion } = yield* contestantsOf(asked, leftOut)
+    const contestants = yield* contestantsOf(asked, fioVersion, leftOut)
     if (contestants.length === 0) {
       return yield* new NothingToMeasure({
         message: ["No contestant can run here.", ...leftOut.map(({ contestant, reason }) => `${contestant}: ${reason}`)]
@@ -281,15 +304,14 @@ const run = (asked: Asked) =>
 
     const cellMillis = contestants.reduce(
       (sum, { family }) =>
-        sum + warmUpMillis(asked.millis) + asked.rounds * asked.millis +
-        (family === "fio" ? (asked.rounds + 1) * fio.overheadMillis : 0),
-      asked.rounds * asked.millis
+        sum + warmUpMillis(turns.millis) + turns.rounds * turns.millis +
+        (family === "fio" ? (turns.rounds + 1) * fio.overheadMillis : 0),
+      turns.rounds * turns.millis
     )
     yield* progress.log(
-      `${cells.length} loads, ${contestants.length} contestants, ${asked.rounds} rounds of ${asked.millis} ms: ` +
+      `${cells.length} loads, ${contestants.length} contestants, ${turns.rounds} rounds of ${turns.millis} ms: ` +
         `about ${duration(cells.length * cellMillis)}`
     )
-    const started = new Date()
     const done: Array<Cell> = []
     for (const { shape, target } of cells) {
       const left = (cells.length - done.length - 1) * cellMillis
@@ -297,13 +319,68 @@ const run = (asked: Asked) =>
         yield* Effect.scoped(
           Effect.flatMap(
             buffersFor(target, shape),
-            (buffers) => measure(target, shape, buffers, contestants, asked, left)
+            (buffers) => measure(target, shape, buffers, contestants, turns, left)
           )
         )
       )
     }
+    return {
+      targets: targets.map(({ direct, directory, filesystem, name, size }) => ({
+        direct,
+        directory,
+        filesystem,
+        name,
+        size
+      })),
+      cells: done
+    }
+  })
+
+const run = (asked: Asked) =>
+  Effect.gen(function*() {
+    const progress = yield* Progress.Progress
+    const notes: Array<string> = []
+    const leftOut: Array<LeftOut> = []
+    const parts = Part.literals.filter((part) =>
+      asked.parts.length === 0 ? part === "transfers" : asked.parts.includes(part)
+    )
+    yield* Effect.forEach([asked.json, asked.plot], Option.match({ onNone: () => Effect.void, onSome: checkOutput }))
+    if (Option.isSome(asked.plot) && !parts.includes("transfers")) {
+      return yield* new NothingToMeasure({
+        message: "--plot draws the part transfers, and it is not among those asked for."
+      })
+    }
+    const started = new Date()
+    const turns = {
+      rounds: Option.getOrElse(asked.rounds, () => defaultRounds.transfers),
+      millis: Option.getOrElse(asked.millis, () => defaultMillis.transfers)
+    }
+    const fioVersion = asked.withoutFio ? Option.none() : yield* fio.version
+    const own = parts.some((part) => part !== "transfers") ? yield* built(asked.contestants, leftOut) : []
+    const measured = parts.includes("transfers")
+      ? yield* Effect.scoped(transfers(asked, turns, fioVersion, notes, leftOut))
+      : { targets: [], cells: [] }
+    const size = Option.getOrElse(asked.size, () => defaultSizes.disk)
+    const allocated = parts.includes("allocation")
+      ? yield* allocation.measure(own, {
+        directory: yield* placeOf(asked),
+        size,
+        rounds: Option.getOrElse(asked.rounds, () => defaultRounds.allocation),
+        fio: Option.isSome(fioVersion)
+      })
+      : null
+    const delayed = parts.includes("delay")
+      ? yield* delay.measure(own, {
+        directory: yield* placeOf(asked),
+        memoryDirectory: (yield* isTmpfs(memoryDirectory)) ? memoryDirectory : undefined,
+        size,
+        millis: Option.getOrElse(asked.millis, () => defaultMillis.delay),
+        operations: asked.operations
+      })
+      : null
     const report: Report = {
       format: "effect-disk-storage bench 1",
+      parts,
       started,
       host: {
         kernel: release(),
@@ -313,16 +390,10 @@ const run = (asked: Asked) =>
         node: process.versions.node,
         fio: Option.getOrNull(fioVersion)
       },
-      rounds: asked.rounds,
-      millis: asked.millis,
-      targets: targets.map(({ direct, directory, filesystem, name, size }) => ({
-        direct,
-        directory,
-        filesystem,
-        name,
-        size
-      })),
-      cells: done,
+      ...turns,
+      ...measured,
+      allocation: allocated,
+      delay: delayed,
       leftOut,
       notes
     }
@@ -338,7 +409,7 @@ const run = (asked: Asked) =>
 
 export const bench = Command.make("bench", { ...options, directory }, run).pipe(
   Command.withDescription(
-    "Measures the engines of this package against Node's own calls and fio, in turns, on a file on disk and one in memory. " +
+    "Measures the engines of this package against Node's own calls and fio, in turns, on a file on disk and one in memory; with --part allocation, how files get their blocks; with --part delay, the event loop. " +
       `At least ${bytes(target.reserve)} stay free on the disk; the files vanish with the process.`
   )
 )

@@ -49,7 +49,8 @@ export const measured = (load: Load, run: Effect.Effect<void, unknown>) => (mill
       operations: load.operations,
       millis: elapsed,
       cpuMicros: system + user,
-      delayP99Millis: histogram.percentile(99) / 1e6
+      delayP99Millis: histogram.percentile(99) / 1e6,
+      delayMaxMillis: histogram.max / 1e6
     } satisfies Round
   }))
 

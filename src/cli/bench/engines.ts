@@ -7,11 +7,13 @@ import * as AlignedBuffer from "../../AlignedBuffer.js"
 import type { Completion, IoFile } from "../../IoEngine.js"
 import { IoEngine } from "../../IoEngine.js"
 import * as IoUring from "../../IoUring.js"
+import * as Linux from "../../Linux.js"
 import * as LinuxAio from "../../LinuxAio.js"
 import * as NodeIo from "../../NodeIo.js"
+import type { Syscalls } from "../../Syscalls.js"
 import type { Contestant } from "./contestant.js"
 import { inProcess } from "./contestant.js"
-import { TargetUnusable } from "./errors.js"
+import { NothingToMeasure, TargetUnusable } from "./errors.js"
 import type { Direction, Load, Shape } from "./load.js"
 import { callbacks } from "./load.js"
 import { together } from "./node.js"
@@ -47,6 +49,32 @@ export const engines = (wanted: (id: string) => boolean): Effect.Effect<Engines,
       })
     }
     return { contestants, leftOut }
+  })
+
+/** One engine, and the kernel. */
+export interface Own {
+  readonly family: Family
+  readonly context: Context.Context<Syscalls | IoEngine>
+}
+
+/** The engines of which something was asked for; the best that works here when nothing was. */
+export const built = (
+  asked: ReadonlyArray<string>,
+  leftOut: Array<LeftOut>
+): Effect.Effect<ReadonlyArray<Own>, NothingToMeasure, Scope.Scope> =>
+  Effect.gen(function*() {
+    const made: Array<Own> = []
+    for (const [family] of layers) {
+      if (asked.length === 0 ? made.length > 0 : !asked.some((name) => name.split(".")[0] === family)) continue
+      yield* Effect.match(Layer.build(Linux.layerWith({ engine: family })), {
+        onFailure: ({ message }) => leftOut.push({ contestant: family, reason: message }),
+        onSuccess: (context) => made.push({ family, context })
+      })
+    }
+    if (made.length > 0) return made
+    return yield* new NothingToMeasure({
+      message: ["No engine of this package to measure.", ...leftOut.map(({ reason }) => reason)].join("\n")
+    })
   })
 
 const modes = ["fibres", "batches", "barrier", "raw"] as const
@@ -108,7 +136,7 @@ const raw = (engine: IoEngine, file: IoFile, load: Load) => {
   })
 }
 
-const contestantsOf = (family: Family, engine: IoEngine): ReadonlyArray<Contestant> => {
+export const contestantsOf = (family: Family, engine: IoEngine): ReadonlyArray<Contestant> => {
   const contestant = (
     mode: typeof modes[number],
     run: (file: IoFile, load: Load) => Effect.Effect<void>,

@@ -29,18 +29,13 @@ export const version: Effect.Effect<Option.Option<string>, never, CommandExecuto
   "--version"
 ).pipe(Command.string, Effect.map((text) => text.trim()), Effect.option)
 
-const command = ({ blockSize, depth, direction, target }: Load, engine: "io_uring" | "psync", millis: number) =>
-  Command.make(
-    "fio",
-    "--name=bench",
-    `--filename=${target.path}`,
-    `--size=${target.size}`,
+const random = ({ blockSize, depth, direction, target }: Load, engine: "io_uring" | "psync", millis: number) =>
+  job(
+    target.path,
+    target.size,
     `--ioengine=${engine}`,
     // psync has one operation in flight whatever it is told, and says so.
     `--iodepth=${engine === "psync" ? 1 : depth}`,
-    "--numjobs=1",
-    // One process to end.
-    "--thread=1",
     `--rw=rand${direction}`,
     `--bs=${blockSize}`,
     `--direct=${target.direct ? 1 : 0}`,
@@ -50,11 +45,60 @@ const command = ({ blockSize, depth, direction, target }: Load, engine: "io_urin
     "--iomem_align=4096",
     // Each offset on its own, and other ones in each round, as here.
     "--norandommap=1",
-    "--randrepeat=0",
+    "--randrepeat=0"
+  )
+
+/** From the start of an empty file to its end, synced. */
+const sequential = (path: string, size: number) =>
+  job(
+    path,
+    size,
+    "--ioengine=io_uring",
+    "--iodepth=32",
+    "--rw=write",
+    `--bs=${Math.min(2 ** 20, size)}`,
+    "--direct=1",
+    "--iomem_align=4096",
+    "--end_fsync=1",
+    // Else it unlinks the file to begin with a new one.
+    "--file_append=1"
+  )
+
+const job = (path: string, size: number, ...options: ReadonlyArray<string>) =>
+  Command.make(
+    "fio",
+    "--name=bench",
+    `--filename=${path}`,
+    `--size=${size}`,
+    "--numjobs=1",
+    // One process to end.
+    "--thread=1",
+    ...options,
     "--allow_file_create=0",
     "--fallocate=none",
     "--output-format=json",
     "--eta=never"
+  )
+
+const text = <E>(stream: Stream.Stream<Uint8Array, E>) => Stream.mkString(Stream.decodeText(stream))
+
+const execute = (executor: CommandExecutor.CommandExecutor, id: string, command: Command.Command) =>
+  Effect.scoped(Effect.gen(function*() {
+    const failed = (cause: unknown) => new ContestantFailed({ contestant: id, cause })
+    // The end of the scope ends the process, and waits for that.
+    const running = yield* executor.start(command)
+    const [output, complaint, code] = yield* Effect.all(
+      [text(running.stdout), text(running.stderr), running.exitCode],
+      { concurrency: "unbounded" }
+    )
+    if (code !== 0) return yield* failed(complaint.trim() || `fio ended with ${code}`)
+    // Remarks come before the object.
+    const { jobs: [job] } = yield* Schema.decode(Output)(output.slice(Math.max(0, output.indexOf("{"))))
+    return job.error === 0 ? job : yield* failed(`fio reports error ${job.error}`)
+  })).pipe(
+    Effect.mapError((cause) =>
+      cause instanceof ContestantFailed ? cause : new ContestantFailed({ contestant: id, cause })
+    )
   )
 
 const contestant = (
@@ -62,30 +106,29 @@ const contestant = (
   id: string,
   engine: "io_uring" | "psync"
 ): Contestant => {
-  const failed = (cause: unknown) => new ContestantFailed({ contestant: id, cause })
-  const text = <E>(stream: Stream.Stream<Uint8Array, E>) => Stream.mkString(Stream.decodeText(stream))
   const round = (load: Load, millis: number) =>
-    Effect.scoped(Effect.gen(function*() {
-      // The end of the scope ends the process, and waits for that.
-      const running = yield* executor.start(command(load, engine, millis))
-      const [output, complaint, code] = yield* Effect.all(
-        [text(running.stdout), text(running.stderr), running.exitCode],
-        { concurrency: "unbounded" }
-      )
-      if (code !== 0) return yield* failed(complaint.trim() || `fio ended with ${code}`)
-      // Remarks come before the object.
-      const { jobs: [job] } = yield* Schema.decode(Output)(output.slice(Math.max(0, output.indexOf("{"))))
+    Effect.map(execute(executor, id, random(load, engine, millis)), (job) => {
       const { runtime, total_ios } = job[load.direction]
-      if (job.error !== 0) return yield* failed(`fio reports error ${job.error}`)
       return {
         operations: total_ios,
         millis: runtime,
         cpuMicros: (job.usr_cpu + job.sys_cpu) / 100 * runtime * 1000,
-        delayP99Millis: null
+        delayP99Millis: null,
+        delayMaxMillis: null
       }
-    })).pipe(Effect.mapError((cause) => cause instanceof ContestantFailed ? cause : failed(cause)))
+    })
   return { id, family: "fio", prepare: (load) => Effect.succeed((millis) => round(load, millis)) }
 }
+
+/** Milliseconds that it takes to write an empty file to its end. */
+export const fill = (
+  id: string,
+  path: string,
+  size: number
+): Effect.Effect<number, ContestantFailed, CommandExecutor.CommandExecutor> =>
+  Effect.flatMap(CommandExecutor.CommandExecutor, (executor) =>
+    // It counts whole milliseconds.
+    Effect.map(execute(executor, id, sequential(path, size)), ({ write }) => Math.max(1, write.runtime)))
 
 export const notes: ReadonlyArray<string> = [
   "fio.psync has one operation in flight at any depth (numjobs=1).",

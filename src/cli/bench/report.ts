@@ -4,6 +4,8 @@
  * A report is one JSON object. `targets` are the files that were measured on; `cells` are the loads (a target, a direction, a
  * block size in bytes and a depth), and each has the `results` of its contestants. Rounds are kept as they were measured, so that
  * every other figure can be computed again. Times are milliseconds or microseconds, as the name says; rates are per second.
+ *
+ * That is the part `transfers`. The parts `allocation` and `delay` have an object each, null when they were not asked for.
  */
 import * as Schema from "effect/Schema"
 
@@ -14,7 +16,8 @@ export const Round = Schema.Struct({
   /** CPU time of the process, user and system, microseconds; of fio, that of its job. */
   cpuMicros: Schema.Number,
   /** 99th percentile of the event-loop delay, milliseconds; null for what runs in another process. */
-  delayP99Millis: Schema.NullOr(Schema.Number)
+  delayP99Millis: Schema.NullOr(Schema.Number),
+  delayMaxMillis: Schema.NullOr(Schema.Number)
 })
 export type Round = typeof Round.Type
 
@@ -42,6 +45,9 @@ export type Result = typeof Result.Type
 export const LeftOut = Schema.Struct({ contestant: Schema.String, reason: Schema.String })
 export type LeftOut = typeof LeftOut.Type
 
+/** `not decidable` on a disk when the best rounds of fio and of its control are more than 5 % apart. */
+const Verdict = Schema.Literal("decidable", "not decidable", "no control")
+
 export const Cell = Schema.Struct({
   target: Schema.Literal("disk", "memory"),
   direction: Schema.Literal("read", "write"),
@@ -49,8 +55,7 @@ export const Cell = Schema.Struct({
   depth: Schema.Int,
   /** IOPS of `fio.control` divided by those of `fio.io_uring`: what a ratio of 1 looks like here; null without fio. */
   control: Schema.NullOr(BestAndMedian),
-  /** `not decidable` on a disk when the best rounds of fio and of its control are more than 5 % apart. */
-  verdict: Schema.Literal("decidable", "not decidable", "no control"),
+  verdict: Verdict,
   idleDelayP99Millis: Schema.Number,
   results: Schema.Array(Result),
   leftOut: Schema.Array(LeftOut)
@@ -68,8 +73,94 @@ export const TargetReport = Schema.Struct({
 })
 export type TargetReport = typeof TargetReport.Type
 
+/** How one contestant went over a whole file, once in each round. */
+export const Pass = Schema.Struct({
+  /** `first writes` and `rewrites` are random ones over the same file, of 128 KiB, 8 in flight, each block once. */
+  kind: Schema.Literal("zero-fill", "first writes", "rewrites"),
+  /**
+   * Of zero-fills `<engine>.storage`, `serial` (16 MiB at a time), `fio.io_uring` and `fio.control`; of writes
+   * `<engine>.fallocate` and `<engine>.prewrite`, by how the storage was made.
+   */
+  contestant: Schema.String,
+  /** Bytes of a pass. */
+  bytes: Schema.Int,
+  /** Of each round. */
+  millis: Schema.Array(Schema.Number),
+  bytesPerSecond: BestAndMedian
+})
+export type Pass = typeof Pass.Type
+
+export const Allocation = Schema.Struct({
+  directory: Schema.String,
+  filesystem: Schema.String,
+  /** bytes */
+  size: Schema.Int,
+  rounds: Schema.Int,
+  passes: Schema.Array(Pass),
+  /** Of ratios to fio, as that of a cell. */
+  verdict: Verdict,
+  /** Bandwidth of `contestant` divided by that of `to`: best by best, median by median. */
+  ratios: Schema.Array(
+    Schema.Struct({
+      kind: Pass.fields.kind,
+      contestant: Schema.String,
+      to: Schema.String,
+      ...BestAndMedian.fields
+    })
+  ),
+  leftOut: Schema.Array(LeftOut)
+})
+export type Allocation = typeof Allocation.Type
+
+/** Of an event loop, milliseconds. */
+export const EventLoop = Schema.Struct({ p99: Schema.Number, max: Schema.Number })
+export type EventLoop = typeof EventLoop.Type
+
+/** Reads kept in flight, and the event loop meanwhile: of this process, and of two that did nothing. */
+export const DelayLoad = Schema.Struct({
+  engine: Schema.String,
+  blockSize: Schema.Int,
+  depth: Schema.Int,
+  round: Round,
+  bytesPerSecond: Schema.Number,
+  loop: EventLoop,
+  idle: EventLoop,
+  otherIdle: EventLoop,
+  /** `loop` minus `idle`. */
+  aboveIdle: EventLoop,
+  /** `otherIdle` minus `idle`: what 0 looks like here. */
+  control: EventLoop
+})
+export type DelayLoad = typeof DelayLoad.Type
+
+/** Operations of 4 KiB in batches on a file in memory, half of them reads, and what they left in this process. */
+export const Endurance = Schema.Struct({
+  engine: Schema.String,
+  operations: Schema.Int,
+  millis: Schema.Number,
+  /** Whether the garbage was collected before each sample. */
+  collected: Schema.Boolean,
+  /** After 10 %, 50 % and 100 % of the operations; bytes, each the least of ten readings. */
+  samples: Schema.Array(Schema.Struct({ operations: Schema.Int, heapUsed: Schema.Int, rss: Schema.Int })),
+  /** `flat` when from the first sample to the last the heap grew by less than 8 MiB and RSS by less than 32 MiB. */
+  verdict: Schema.Literal("flat", "growing")
+})
+export type Endurance = typeof Endurance.Type
+
+export const Delay = Schema.Struct({
+  file: TargetReport,
+  loads: Schema.Array(DelayLoad),
+  endurance: Schema.Array(Endurance),
+  leftOut: Schema.Array(LeftOut)
+})
+export type Delay = typeof Delay.Type
+
+export const Part = Schema.Literal("transfers", "allocation", "delay")
+export type Part = typeof Part.Type
+
 export const Report = Schema.Struct({
   format: Schema.Literal("effect-disk-storage bench 1"),
+  parts: Schema.Array(Part),
   started: Schema.DateFromString,
   host: Schema.Struct({
     kernel: Schema.String,
@@ -79,10 +170,13 @@ export const Report = Schema.Struct({
     node: Schema.String,
     fio: Schema.NullOr(Schema.String)
   }),
+  /** Of `cells`. */
   rounds: Schema.Int,
   millis: Schema.Int,
   targets: Schema.Array(TargetReport),
   cells: Schema.Array(Cell),
+  allocation: Schema.NullOr(Allocation),
+  delay: Schema.NullOr(Delay),
   /** Contestants that could not run at all. */
   leftOut: Schema.Array(LeftOut),
   /** What else a reader has to know. */

@@ -23,7 +23,15 @@ export const warmUpMillis = (millis: number): number => Math.min(millis, 300)
 
 const iops = ({ millis, operations }: Round) => operations / millis * 1000
 
-const summary = (values: ReadonlyArray<number>) => ({ best: Math.max(...values), median: median(values) })
+export const summary = (values: ReadonlyArray<number>) => ({ best: Math.max(...values), median: median(values) })
+
+/** What `control`, the best round of fio's control divided by that of fio, lets ratios to fio mean. */
+export const verdictOf = (onDisk: boolean, control: number | undefined): Cell["verdict"] =>
+  control === undefined
+    ? "no control"
+    : onDisk && Math.abs(control - 1) > mostControlOff
+    ? "not decidable"
+    : "decidable"
 
 interface Runner {
   readonly contestant: Contestant
@@ -137,11 +145,7 @@ const toCell = (
     target: target.name,
     ...shape,
     control,
-    verdict: control === null
-      ? "no control"
-      : target.name === "disk" && Math.abs(control.best - 1) > mostControlOff
-      ? "not decidable"
-      : "decidable",
+    verdict: verdictOf(target.name === "disk", control?.best),
     idleDelayP99Millis,
     results,
     leftOut

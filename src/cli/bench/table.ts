@@ -1,12 +1,12 @@
 /** The report as text. */
-import type { Cell, Report } from "./report.js"
-import { fioControl } from "./report.js"
+import type { Allocation, Cell, Delay, DelayLoad, Endurance, EventLoop, Report } from "./report.js"
+import { fioControl, Pass } from "./report.js"
 import { bytes, count, megabytes } from "./units.js"
 
 const widths = [22, 10, 10, 11, 11, 9, 9, 10, 15]
 
-const columns = (cells: ReadonlyArray<string>): string =>
-  cells.map((cell, index) => index === 0 ? cell.padEnd(widths[0] ?? 0) : cell.padStart(widths[index] ?? 0)).join("")
+const columns = (cells: ReadonlyArray<string>, of: ReadonlyArray<number> = widths): string =>
+  cells.map((cell, index) => index === 0 ? cell.padEnd(of[0] ?? 0) : cell.padStart(of[index] ?? 0)).join("")
     .trimEnd()
 
 const heading = [
@@ -39,7 +39,73 @@ const cellLines = (cell: Cell): ReadonlyArray<string> => [
       delayP99MillisAboveIdle === null ? "–" : delayP99MillisAboveIdle.toFixed(2)
     ])
   }),
-  ...cell.leftOut.map(({ contestant, reason }) => `  ${contestant} left out: ${reason}`)
+  ...leftOutLines(cell)
+]
+
+const leftOutLines = ({ leftOut }: Pick<Cell, "leftOut">): ReadonlyArray<string> =>
+  leftOut.map(({ contestant, reason }) => `  ${contestant} left out: ${reason}`)
+
+const allocationWidths = [24, 10, 10]
+
+const passLines = ({ passes, ratios }: Allocation, kind: Pass["kind"]): ReadonlyArray<string> => [
+  "",
+  columns([kind === "zero-fill" ? kind : `${kind}, 128 KiB × 8`, "MB/s", "MB/s"], allocationWidths),
+  ...passes.filter((pass) => pass.kind === kind).map(({ bytesPerSecond: { best, median }, contestant }) =>
+    columns([`  ${contestant}`, megabytes(best), megabytes(median)], allocationWidths)
+  ),
+  ...ratios.filter((ratio) => ratio.kind === kind).map(({ best, contestant, median, to }) =>
+    `  ${contestant} to ${to}: ${best.toFixed(2)} best, ${median.toFixed(2)} median`
+  )
+]
+
+const allocationLines = (allocation: Allocation): ReadonlyArray<string> => [
+  "",
+  `allocation of ${bytes(allocation.size)} in ${allocation.directory} (${allocation.filesystem}), ` +
+  `best and median of ${allocation.rounds} interleaved rounds`,
+  ...Pass.fields.kind.literals.flatMap((kind) => passLines(allocation, kind)),
+  ...(allocation.verdict === "not decidable"
+    ? ["", "RATIOS TO FIO NOT DECIDABLE HERE: fio and fio again are more than 5 % apart"]
+    : []),
+  ...leftOutLines(allocation)
+]
+
+const delayWidths = [34, 9, 10, 10, 10, 10, 10, 10]
+
+const loadLines = (load: DelayLoad): ReadonlyArray<string> => {
+  const both = ({ max, p99 }: EventLoop) => [p99.toFixed(2), max.toFixed(2)]
+  const { aboveIdle, blockSize, bytesPerSecond, control, depth, engine, idle, loop } = load
+  return [
+    columns([
+      `  ${engine}, ${depth} × ${bytes(blockSize)}`,
+      megabytes(bytesPerSecond),
+      ...[loop, idle, aboveIdle].flatMap(both)
+    ], delayWidths),
+    `    another idle process above the first: p99 ${both(control).join(", max ")}`
+  ]
+}
+
+const enduranceLines = (endurance: Endurance): ReadonlyArray<string> => {
+  const { collected, engine, millis, operations, samples, verdict } = endurance
+  const mebibytes = (value: number) => (value / 2 ** 20).toFixed(1)
+  return [
+    "",
+    `memory after operations of 4 KiB through ${engine}, ${count(operations / millis * 1000)} a second; MiB, garbage ` +
+    `${collected ? "collected" : "included"}: ${verdict}`,
+    columns(["  operations", "heap", "RSS"], delayWidths),
+    ...samples.map(({ heapUsed, operations, rss }) =>
+      columns([`  ${operations}`, mebibytes(heapUsed), mebibytes(rss)], delayWidths)
+    )
+  ]
+}
+
+const delayLines = (delay: Delay): ReadonlyArray<string> => [
+  "",
+  `event-loop delay while reads are in flight on ${bytes(delay.file.size)} in ${delay.file.directory} ` +
+  `(${delay.file.filesystem}), ms`,
+  columns(["", "MB/s", "p99", "max", "idle p99", "idle max", "above p99", "above max"], delayWidths),
+  ...delay.loads.flatMap(loadLines),
+  ...delay.endurance.flatMap(enduranceLines),
+  ...leftOutLines(delay)
 ]
 
 export const table = (report: Report): string =>
@@ -49,8 +115,12 @@ export const table = (report: Report): string =>
     ...report.targets.map(({ direct, directory, filesystem, name, size }) =>
       `${name}: ${bytes(size)} in ${directory} (${filesystem}, ${direct ? "O_DIRECT" : "no O_DIRECT"})`
     ),
-    `best and median of ${report.rounds} interleaved rounds of ${report.millis} ms, random offsets`,
+    ...(report.cells.length === 0
+      ? []
+      : [`best and median of ${report.rounds} interleaved rounds of ${report.millis} ms, random offsets`]),
     ...report.notes,
     ...report.leftOut.map(({ contestant, reason }) => `${contestant} left out: ${reason}`),
-    ...report.cells.flatMap(cellLines)
+    ...report.cells.flatMap(cellLines),
+    ...(report.allocation === null ? [] : allocationLines(report.allocation)),
+    ...(report.delay === null ? [] : delayLines(report.delay))
   ].join("\n")

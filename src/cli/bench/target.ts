@@ -76,6 +76,27 @@ const openUnlinked = (directory: string, direct: boolean): number => {
   }
 }
 
+/** An empty file without a name. */
+export const empty = (
+  directory: string,
+  filesystem: Filesystem,
+  direct: boolean
+): Effect.Effect<number, NoDirectIo | TargetUnusable, Scope.Scope> =>
+  Effect.acquireRelease(
+    Effect.try({
+      try: () => openUnlinked(directory, direct),
+      catch: (cause) =>
+        direct && isInvalid(cause)
+          ? new NoDirectIo({ directory, filesystem: filesystem.name })
+          : new TargetUnusable({ directory, step: "make a file", cause })
+    }),
+    // The last close of a large file takes its time, and does so on another thread.
+    (fd) => Effect.async<void>((resume) => NFS.close(fd, () => resume(Effect.void)))
+  )
+
+/** By which another process opens what this one has open. */
+export const pathOf = (fd: number): string => `/proc/${process.pid}/fd/${fd}`
+
 const isInvalid = (cause: unknown) => cause instanceof Error && "code" in cause && cause.code === "EINVAL"
 
 const chunk = 2 ** 20
@@ -134,22 +155,12 @@ export const make = (
   Effect.gen(function*() {
     const filesystem = yield* filesystemOf(directory)
     const direct = name === "disk"
-    const fd = yield* Effect.acquireRelease(
-      Effect.try({
-        try: () => openUnlinked(directory, direct),
-        catch: (cause) =>
-          direct && isInvalid(cause)
-            ? new NoDirectIo({ directory, filesystem: filesystem.name })
-            : new TargetUnusable({ directory, step: "make a file", cause })
-      }),
-      // The last close of a large file takes its time, and does so on another thread.
-      (fd) => Effect.async<void>((resume) => NFS.close(fd, () => resume(Effect.void)))
-    )
+    const fd = yield* empty(directory, filesystem, direct)
     yield* checkSpace(directory, filesystem, size)
     yield* fill(directory, fd, size, name).pipe(
       Effect.mapError((error) =>
         error._tag === "TargetUnusable" ? error : new TargetUnusable({ directory, step: "memory", cause: error })
       )
     )
-    return { name, directory, filesystem: filesystem.name, direct, size, fd, path: `/proc/${process.pid}/fd/${fd}` }
+    return { name, directory, filesystem: filesystem.name, direct, size, fd, path: pathOf(fd) }
   })
