@@ -304,6 +304,8 @@ const allocate = (
   )
   const fill = Effect.logInfo("this filesystem has no fallocate: writing zeros over the whole file").pipe(
     Effect.annotateLogs({ path, bytes: length }),
+    // Writes that extend a file exclude each other; within its size they do not.
+    Effect.zipRight(Effect.mapError(syscalls.ftruncate(fd, length), failed("zero-fill"))),
     Effect.zipRight(writeZeros(engine, "zero-fill", file, fd, length, direct, alignment)),
     Effect.as<Allocated>({ method: "zero-fill", written: true })
   )
