@@ -35,6 +35,9 @@ export interface IoUringOptions {
 /**
  * Fails with `EngineUnavailable` where the kernel or a container refuses io_uring.
  *
+ * In a worker thread, let the layer's Scope end, or call `process.exit()` there: `worker.terminate()` while a completion arrives ends
+ * the whole process, since koffi calls back into a thread that may run no JavaScript any more.
+ *
  * @since 0.1.0
  * @category layers
  */

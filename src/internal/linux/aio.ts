@@ -11,6 +11,7 @@ import type { OpenDevice } from "../ioQueue.js"
 import { errnoCode } from "../kernel.js"
 import { takeAlone } from "../slab.js"
 import { addressOf, high, low, native } from "./native.js"
+import { wakeUp } from "./wakeUps.js"
 
 const IOCB_CMD_PREAD = 0
 const IOCB_CMD_PWRITE = 1
@@ -78,11 +79,10 @@ export const make = (slots: number): Effect.Effect<OpenDevice, EngineUnavailable
       let refusals = 0
       let closed = false
 
-      const poll = koffi.node.poll(eventFd, { readable: true }, () => {
+      const poll = wakeUp(koffi, eventFd, () => {
         read(eventFd, counter, 8)
         woken()
       })
-      poll.unref()
 
       const submitStaged = () => {
         while (staged.length > 0) {

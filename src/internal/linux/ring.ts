@@ -13,6 +13,7 @@ import { errnoCode } from "../kernel.js"
 import type { Slab } from "../slab.js"
 import { takeAlone } from "../slab.js"
 import { addressOf, high, low, native } from "./native.js"
+import { wakeUp } from "./wakeUps.js"
 
 const IO_URING_SETUP = 425
 const IO_URING_ENTER = 426
@@ -339,11 +340,10 @@ export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnav
 
       const hasMore = () => (Atomics.load(ring, sqFlags) & (SQ_TASKRUN | SQ_CQ_OVERFLOW)) !== 0
 
-      const poll = koffi.node.poll(eventFd, { readable: true }, () => {
+      const poll = wakeUp(koffi, eventFd, () => {
         read(eventFd, counter, 8)
         woken()
       })
-      poll.unref()
 
       const device: Device = {
         name: "io_uring",
