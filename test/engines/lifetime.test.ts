@@ -116,7 +116,7 @@ describeEngines("the end of", ({ layer }) => {
       const path = join(yield* temporaryDirectory, "file")
       const fd = yield* descriptor(path, 0)
       const file = yield* Scope.extend(engine.file(fd, { path, direct: true, alignment: page }), fileScope)
-      const buffer = yield* filled(8 * mebibyte, 4)
+      const buffer = yield* filled(48 * mebibyte, 4)
       let ended = false
       engine.unsafeSubmit({ kind: "write", file, buffer, offset: 0 }, () => ended = true)
       const closing = yield* Effect.fork(Scope.close(fileScope, Exit.void))
@@ -129,7 +129,7 @@ describeEngines("the end of", ({ layer }) => {
         onTimeout: () => new Error("one of the two waits for ever")
       })
       assert.isTrue(ended)
-      assertBytes(readFileSync(path), expected(8 * mebibyte, 4), "what was written")
+      assertBytes(readFileSync(path), expected(48 * mebibyte, 4), "what was written")
     }))
 
   it.scopedLive("many engines leaves no descriptor, also of those that were interrupted while they were made", () =>

@@ -258,10 +258,11 @@ describe.skipIf(whyNotEngine("io_uring") !== undefined)("memory that io_uring ha
   it.scopedLive("is not registered again by an operation that goes on after the end of its pool", () =>
     Effect.gen(function*() {
       const engine = yield* IoEngine
-      const file = yield* scratchFile(4 * mebibyte)
+      const length = 48 * mebibyte
+      const file = yield* scratchFile(length)
       const before = pinnedKib()
       const poolScope = yield* Scope.make()
-      const pool = yield* Scope.extend(AlignedBuffer.pool({ buffers: 2, byteLength: 4 * mebibyte }), poolScope)
+      const pool = yield* Scope.extend(AlignedBuffer.pool({ buffers: 1, byteLength: length }), poolScope)
       const buffer = yield* Scope.extend(pool.lease, poolScope)
       fill(buffer.bytes, seed)
       const done = yield* Deferred.make<number>()
@@ -272,11 +273,11 @@ describe.skipIf(whyNotEngine("io_uring") !== undefined)("memory that io_uring ha
       )
       yield* Scope.close(poolScope, Exit.void)
       assert.isFalse(yield* Deferred.isDone(done), "the operation had ended before the pool did: nothing was tested")
-      assert.strictEqual(yield* Deferred.await(done), 4 * mebibyte)
+      assert.strictEqual(yield* Deferred.await(done), length)
       yield* assertUnpinned(before, "after the operation")
-      const into = yield* AlignedBuffer.make(4 * mebibyte)
+      const into = yield* AlignedBuffer.make(length)
       yield* engine.read(file, into, 0)
-      assertBytes(into.bytes, expected(4 * mebibyte, seed), "what was written")
+      assertBytes(into.bytes, expected(length, seed), "what was written")
     }).pipe(Effect.provide(IoUring.layer({ depth: 1 }))))
 
   it.scopedLive("is let go when the engine ends before the pool", () =>
