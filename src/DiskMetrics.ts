@@ -1,5 +1,6 @@
 /**
- * What the engines count, as Effect metrics: always on, collected in plain fields and handed over once per drain of completions.
+ * What the engines count, as Effect metrics: always on (`IoEngine.layerSyscalls` aside, which is for tests), collected in plain fields
+ * and handed over once per drain of completions.
  *
  * @since 0.1.0
  */

@@ -297,8 +297,8 @@ export class BufferBusy extends Schema.TaggedError<BufferBusy>(id("BufferBusy"))
 }
 
 /**
- * The disk did not answer within the engine's `stallTimeout`. The operation may still happen: its buffer stays the kernel's, and is
- * lost to the caller, until it does.
+ * The disk did not answer within the engine's `stallTimeout`. The operation may still happen, also after a later one on the same range:
+ * its buffer stays the kernel's, and is lost to the caller, until it does.
  *
  * @since 0.1.0
  * @category errors
@@ -314,7 +314,7 @@ export class IoStalled extends Schema.TaggedError<IoStalled>(id("IoStalled"))(
   }
 ) {
   override get message(): string {
-    return `The ${this.operation} of ${this.length} bytes at offset ${this.offset} of ${this.path} had no answer within ${this.timeoutMillis} ms. The disk hangs: look at the kernel's log. Do not touch the buffer again.`
+    return `The ${this.operation} of ${this.length} bytes at offset ${this.offset} of ${this.path} had no answer within ${this.timeoutMillis} ms. The disk hangs: look at the kernel's log. The operation may still happen: use neither its buffer nor its range again.`
   }
 }
 
@@ -450,6 +450,7 @@ export type AcquireError =
   | OutOfSpace
   | AllocationFailed
   | PrewriteRefused
+  | IoStalled
   | BufferUnavailable
 
 /**

@@ -35,7 +35,10 @@ export type TypeId = typeof TypeId
 export interface FileOptions {
   /** For messages. */
   readonly path: string
-  /** Whether O_DIRECT is set: an engine that would block on buffered files does those in another way. */
+  /**
+   * Whether I/O on it bypasses the page cache and meets allocated blocks. The kernel would do anything else while it is being submitted,
+   * with AIO: that engine does it in another way then.
+   */
   readonly direct: boolean
   /** Bytes: a short transfer is continued from the last multiple of it, since direct I/O takes up nowhere else. */
   readonly alignment: number
@@ -112,7 +115,7 @@ export interface IoEngine {
   readonly batch: (operations: ReadonlyArray<Operation>) => Effect.Effect<Results>
   /**
    * The way in without Effect: `done` is called once, perhaps before this returns. Nothing can take the operation back. For measuring,
-   * and for those who count microseconds; `done` must not throw.
+   * and for those who count microseconds; `done` must not throw, and the number of operations that wait is the caller's to bound.
    */
   readonly unsafeSubmit: (operation: Operation, done: (completion: Completion) => void) => void
 }

@@ -66,6 +66,18 @@ export const slice = (
     return Effect.as(onAPage(start), new Region({ slab, bytes: bytes.subarray(start, end) }))
   })
 
+/** Whether no operation holds any of its pages. */
+export const isIdle = (buffer: AlignedBuffer): boolean => {
+  const { byteLength, slab, start } = region(buffer)
+  return slab.isIdle(start, byteLength)
+}
+
+/** Calls `then` when no operation holds any of its pages, which may be now. */
+export const whenIdle = (buffer: AlignedBuffer, then: () => void): void => {
+  const { byteLength, slab, start } = region(buffer)
+  slab.whenIdle(start, byteLength, then)
+}
+
 /** Who waits for a buffer; `given` is the one that it got, perhaps together with its interruption. */
 interface Waiter {
   given: Region | undefined

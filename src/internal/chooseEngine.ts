@@ -64,6 +64,8 @@ export const choose = (
   const aio = attempt(linuxAio.make({ stallTimeout, ...options.aio }))
   const node = nodeIo.make({ stallTimeout, ...options.node })
   const said = (why: string) => (engine: IoEngine) => Effect.logDebug(`I/O engine ${engine.name}: ${why}`)
+  const why = ({ cause, engine, reason }: EngineUnavailable) =>
+    `${engine}: ${reason}${cause === undefined ? "" : ` (${cause.message})`}.`
   if (asked === "io_uring") return Effect.tap(ring, said("asked for"))
   if (asked === "aio") return Effect.tap(aio, said("asked for"))
   if (asked === "node") return Effect.tap(node, said("asked for"))
@@ -71,11 +73,11 @@ export const choose = (
     Effect.catchTag(
       "EngineUnavailable",
       (noRing) =>
-        Effect.tap(aio, said(`a write and a read through it came back. ${noRing.message}`)).pipe(
+        Effect.tap(aio, said(`a write and a read through it came back. ${why(noRing)}`)).pipe(
           Effect.catchTag("EngineUnavailable", (noAio) =>
             Effect.tap(node, (engine) =>
               Effect.logWarning(
-                `I/O engine ${engine.name}: four threads of libuv's pool do all I/O, which is slow. ${noRing.message} ${noAio.message}`
+                `I/O engine ${engine.name}: libuv's pool does all I/O, which is slow. ${why(noRing)} ${why(noAio)}`
               )))
         )
     )

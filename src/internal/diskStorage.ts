@@ -115,8 +115,9 @@ const acquire = (
     const registrations = makeRegistrations(file, door)
     yield* Effect.addFinalizer((exit) => registrations.release(failures, exit))
     // Ends after the door has closed, and waits for the transfers, which it counts by itself.
-    const ioFile = yield* engine.file(fd, { path, direct: directIo.flag, alignment: alignment.offset })
-    const transfers = yield* makeTransfers(engine, ioFile, options.size, prepared, door, scope)
+    const direct = directIo.flag && directIo.verdict !== "buffered" && allocation.method !== "truncate"
+    const ioFile = yield* engine.file(fd, { path, direct, alignment: alignment.offset })
+    const transfers = yield* makeTransfers(engine, ioFile, options.size, prepared, door)
     yield* Effect.addFinalizer(() => door.close)
 
     const unlinkLock = yield* Effect.makeSemaphore(1)

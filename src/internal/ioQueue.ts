@@ -53,6 +53,11 @@ export interface Device {
   readonly defer: (turn: () => void) => void
   /** Whether to keep the process alive. */
   readonly hold: (busy: boolean) => void
+  /**
+   * Whether a piece of this kind holds the file itself once it is submitted, and not only its number, which the kernel may give to
+   * another file as soon as it is closed.
+   */
+  readonly keepsFile: (kind: Kind) => boolean
   readonly attach: (file: OpenFile) => void
   /** The file has no operation in flight any more. */
   readonly detach: (file: OpenFile) => void
@@ -77,7 +82,7 @@ export class OpenFile implements IoFile {
   /** The device has been told that it is closed, or would have been, were nothing stalled. */
   detached = false
   inFlight = 0
-  /** Operations in flight that the watchdog has given up. */
+  /** Operations in flight that the watchdog has given up, and that would not reach another file of the same number. */
   stalled = 0
   /** The end of its scope and the end of its engine may both wait for it. */
   private drained: ReadonlyArray<() => void> = []
@@ -217,7 +222,7 @@ interface Piece {
 const isTransient = (result: number) =>
   result === -errnos.EINTR || result === -errnos.EAGAIN || result === -errnos.EBUSY
 
-/** First come, first served. Its length is the number of operations that wait, each of them somebody's fibre. */
+/** First come, first served. As long as there are operations that wait: each is somebody's fibre, batch or callback. */
 class Line {
   private items: Array<Request> = []
   private head = 0
@@ -399,7 +404,7 @@ export class IoQueue {
       if (request === undefined || request.givenUp || this.epoch - epoch <= turns) continue
       request.fail(0, stalled)
       request.givenUp = true
-      request.file.stalled += 1
+      if (this.device.keepsFile(request.operation.kind)) request.file.stalled += 1
       this.metrics.stalled(request.operation.kind)
       request.done(request)
       request.file.left()
@@ -558,7 +563,7 @@ export class IoQueue {
     request.ended = true
     region?.slab.release(region.start, length)
     file.inFlight -= 1
-    if (request.givenUp) file.stalled -= 1
+    if (request.givenUp && this.device.keepsFile(kind)) file.stalled -= 1
     file.left()
     if (request.givenUp) return this.letGo(file)
     if (!this.isNow) {
@@ -604,11 +609,12 @@ const queued = (queue: IoQueue, operation: Operation): Effect.Effect<void, Opera
     })
   })
 
-const single = (operation: Operation): Effect.Effect<void, OperationError> => {
-  const queue = queueOf(operation)
-  const bytes = operation.kind === "sync" ? 0 : operation.buffer.byteLength
-  return Effect.suspend(() => queue.hasRoom(1, bytes) ? submitted(queue, operation) : queued(queue, operation))
-}
+const single = (operation: Operation): Effect.Effect<void, OperationError> =>
+  Effect.suspend(() => {
+    const queue = queueOf(operation)
+    const bytes = operation.kind === "sync" ? 0 : operation.buffer.byteLength
+    return queue.hasRoom(1, bytes) ? submitted(queue, operation) : queued(queue, operation)
+  })
 
 /** The results of a batch that has ended. */
 class BatchResults implements Results {

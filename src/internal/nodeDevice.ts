@@ -33,6 +33,8 @@ export const open = (slots: number): OpenDevice => (complete, woken) => {
     defer: (turn) => void setImmediate(turn),
     // A pending call keeps the process alive by itself.
     hold: () => {},
+    // libuv has the number alone, until a thread has come to it.
+    keepsFile: () => false,
     attach: () => {},
     detach: () => {},
     close: () => Effect.void

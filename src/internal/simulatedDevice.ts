@@ -92,6 +92,7 @@ export const open = (transfer: Transfer, slots: number, options: Misbehaviour): 
     },
     defer: (turn) => void setImmediate(turn),
     hold: () => {},
+    keepsFile: () => true,
     attach: () => {},
     detach: () => {},
     close: () =>

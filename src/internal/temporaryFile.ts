@@ -3,7 +3,7 @@ import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as AlignedBuffer from "../AlignedBuffer.js"
 import type { Alignment, Allocation, DirectIoState } from "../DiskStorage.js"
-import type { AcquireError, BufferUnavailable, OperationError, ReleaseFailed } from "../DiskStorageError.js"
+import type { AcquireError, BufferUnavailable, IoStalled, OperationError, ReleaseFailed } from "../DiskStorageError.js"
 import {
   AllocationFailed,
   CreateFailed,
@@ -212,11 +212,12 @@ const writeZeros = (
   length: number,
   direct: boolean,
   alignment: Alignment
-): Effect.Effect<void, OutOfSpace | AllocationFailed | BufferUnavailable> =>
+): Effect.Effect<void, OutOfSpace | AllocationFailed | BufferUnavailable | IoStalled> =>
   Effect.scoped(Effect.gen(function*() {
     const tell = yield* ProgressListener
     const { path } = file
     const failed = ({ bytes, error }: { readonly bytes: number; readonly error: OperationError }) => {
+      if (error._tag === "IoStalled") return error
       const cause = error._tag === "IoFailed" ? error.cause : undefined
       return cause !== undefined && isNoRoom(cause)
         ? new OutOfSpace({ path, method: step, needed: length, cause })
@@ -278,6 +279,8 @@ const zeroInDevice = (
     return true
   })
 
+type AllocateError = OutOfSpace | AllocationFailed | BufferUnavailable | IoStalled
+
 const allocate = (
   syscalls: Syscalls,
   engine: IoEngine,
@@ -287,7 +290,7 @@ const allocate = (
   length: number,
   direct: boolean,
   alignment: Alignment
-): Effect.Effect<Pick<Allocation, "method" | "written">, OutOfSpace | AllocationFailed | BufferUnavailable> => {
+): Effect.Effect<Pick<Allocation, "method" | "written">, AllocateError> => {
   const { path } = file
   type Allocated = Pick<Allocation, "method" | "written">
   const failed = (method: Allocation["method"]) => (cause: SyscallError) =>
@@ -306,7 +309,8 @@ const allocate = (
     Effect.annotateLogs({ path, bytes: length }),
     // Writes that extend a file exclude each other; within its size they do not.
     Effect.zipRight(Effect.mapError(syscalls.ftruncate(fd, length), failed("zero-fill"))),
-    Effect.zipRight(writeZeros(engine, "zero-fill", file, fd, length, direct, alignment)),
+    // Into holes, as here, the kernel may write through the page cache.
+    Effect.zipRight(writeZeros(engine, "zero-fill", file, fd, length, false, alignment)),
     Effect.as<Allocated>({ method: "zero-fill", written: true })
   )
   const prewrite = Effect.flatMap(
@@ -316,7 +320,7 @@ const allocate = (
   return Effect.matchEffect(syscalls.fallocate(fd, 0, 0, length), {
     onSuccess: () =>
       Effect.as(options.prewrite ? prewrite : Effect.void, { method: "fallocate" as const, written: options.prewrite }),
-    onFailure: (cause): Effect.Effect<Allocated, OutOfSpace | AllocationFailed | BufferUnavailable> =>
+    onFailure: (cause): Effect.Effect<Allocated, AllocateError> =>
       !isUnsupported(cause)
         ? Effect.fail(failed("fallocate")(cause))
         : options.prewrite || options.fallback === "zero-fill"

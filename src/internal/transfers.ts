@@ -1,14 +1,14 @@
 /** The transfers of a storage, checked before the kernel sees them. */
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
-import * as Scope from "effect/Scope"
 import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
 import * as AlignedBuffer from "../AlignedBuffer.js"
 import type { DiskStorage } from "../DiskStorage.js"
-import type { BytesError, OperationError, TransferError } from "../DiskStorageError.js"
+import type { BytesError, IoStalled, OperationError, TransferError } from "../DiskStorageError.js"
 import { BufferUnavailable, Misaligned, OutOfBounds } from "../DiskStorageError.js"
 import type { IoEngine, IoFile, Operation, Results } from "../IoEngine.js"
+import { isIdle, whenIdle } from "./alignedBuffer.js"
 import type { Door } from "./door.js"
 import { RangeLock } from "./rangeLock.js"
 import type { Prepared } from "./temporaryFile.js"
@@ -67,8 +67,7 @@ export const make = (
   file: IoFile,
   size: number,
   { alignment }: Pick<Prepared, "alignment">,
-  door: Door,
-  scope: Scope.Scope
+  door: Door
 ): Effect.Effect<Transfers> =>
   Effect.gen(function*() {
     const outOfBounds = (offset: number, length: number): OutOfBounds | undefined =>
@@ -111,18 +110,20 @@ export const make = (
     const unit = Math.max(AlignedBuffer.pageSize, alignment.offset)
     const chunkBytes = Math.ceil(Math.min(maxBounceBytes, size) / unit) * unit
     const writers = new RangeLock()
-    const poolLock = yield* Effect.makeSemaphore(1)
-    let pool: AlignedBuffer.Pool | undefined
-    const openPool = AlignedBuffer.pool({ buffers: bounceBuffers, byteLength: chunkBytes }).pipe(
-      Scope.extend(scope),
-      Effect.catchTag("InvalidOption", Effect.die),
-      Effect.tap((made) => {
-        pool = made
-      })
-    )
-    const bounce = poolLock.withPermits(1)(
-      Effect.suspend(() => pool === undefined ? openPool : Effect.succeed(pool))
-    ).pipe(Effect.flatMap(({ lease }) => lease))
+    const permits = yield* Effect.makeSemaphore(bounceBuffers)
+    const bounceFree: Array<AlignedBuffer.AlignedBuffer> = []
+    const takeBounce = Effect.suspend(() => {
+      const free = bounceFree.pop()
+      return free === undefined ? AlignedBuffer.make(chunkBytes) : Effect.succeed(free)
+    })
+    /** Lends a bounce buffer. One that a hung disk keeps does not come back, and the next is a new one. */
+    const withBounce = <E>(use: (buffer: AlignedBuffer.AlignedBuffer) => Effect.Effect<void, E>) => {
+      const back = (buffer: AlignedBuffer.AlignedBuffer) =>
+        Effect.sync(() => {
+          if (isIdle(buffer)) bounceFree.push(buffer)
+        })
+      return permits.withPermits(1)(Effect.acquireUseRelease(takeBounce, use, back))
+    }
 
     /** Runs `each` over the chunks of whole pages, from `start` up to `end`, that cover a range, each with a bounce buffer. */
     const overChunks = <E>(
@@ -138,8 +139,7 @@ export const make = (
       )
       return Effect.forEach(
         chunks,
-        (start) =>
-          Effect.scoped(Effect.flatMap(bounce, (buffer) => each(buffer, start, Math.min(start + chunkBytes, last)))),
+        (start) => withBounce((buffer) => each(buffer, start, Math.min(start + chunkBytes, last))),
         { concurrency: bounceConcurrency, discard: true }
       )
     }
@@ -176,6 +176,15 @@ export const make = (
         }))
       })
 
+    /** Ranges of writes that a hung disk may still do: what is written to them meanwhile could be lost under those. */
+    const unsettled = new Set<{ readonly first: number; readonly last: number; readonly stalled: IoStalled }>()
+    const remember = (first: number, last: number, buffer: AlignedBuffer.AlignedBuffer, stalled: IoStalled) => {
+      const entry = { first, last, stalled }
+      unsettled.add(entry)
+      whenIdle(buffer, () =>
+        unsettled.delete(entry))
+    }
+
     const writeBytes: DiskStorage["writeBytes"] = (offset, bytes) =>
       door.enter((restore): Effect.Effect<void, BytesError> => {
         const length = bytes.byteLength
@@ -198,11 +207,22 @@ export const make = (
               yield* move("read", buffer, end - start - unit, end - start, end - unit)
             }
             buffer.bytes.set(bytes.subarray(from - offset, to - offset), from - start)
-            yield* move("write", buffer, 0, end - start, start)
+            yield* Effect.tapErrorTag(
+              move("write", buffer, 0, end - start, start),
+              "IoStalled",
+              (stalled) =>
+                Effect.sync(() =>
+                  remember(start, end, buffer, stalled)
+                )
+            )
           }))
         const first = offset - (offset % unit)
         const last = Math.ceil((offset + length) / unit) * unit
-        return restore(writers.within(first, last, written))
+        const checked = Effect.suspend(() => {
+          const hung = [...unsettled].find((entry) => entry.first < last && first < entry.last)
+          return hung === undefined ? written : Effect.fail(hung.stalled)
+        })
+        return restore(writers.within(first, last, checked))
       })
 
     const stream: DiskStorage["stream"] = (range, chunk = maxBounceBytes) => {
@@ -212,43 +232,38 @@ export const make = (
       if (refused !== undefined) {
         return Stream.fail(refused)
       }
-      return Stream.iterate(offset, (at) =>
-        at + chunk).pipe(
-          Stream.takeWhile((at) =>
-            at < offset + length
-          ),
-          Stream.rechunk(1),
-          Stream.mapEffect((at) => readBytes(at, Math.min(chunk, offset + length - at)), {
-            concurrency: streamReadAhead
-          })
-        )
+      return Stream.iterate(offset, (at) => at + chunk).pipe(
+        Stream.takeWhile((at) => at < offset + length),
+        Stream.rechunk(1),
+        Stream.mapEffect((at) => readBytes(at, Math.min(chunk, offset + length - at)), {
+          concurrency: streamReadAhead
+        })
+      )
     }
 
-    const sink: DiskStorage["sink"] = (offset) => {
-      /** What has come and is not written yet; `written` bytes are. */
-      interface Pending {
-        readonly written: number
-        readonly parts: ReadonlyArray<Uint8Array>
-        readonly length: number
-      }
-      const flush = ({ length, parts, written }: Pending): Effect.Effect<Pending, BytesError> => {
-        const [first] = parts
-        if (first === undefined) return Effect.succeed({ written, parts, length })
-        const joined = parts.length === 1 ? first : Buffer.concat(parts, length)
-        return Effect.as(writeBytes(offset + written, joined), { written: written + length, parts: [], length: 0 })
-      }
-      const add = (pending: Pending, bytes: Uint8Array): Effect.Effect<Pending, BytesError> => {
-        const { length, parts, written } = pending
-        const more = { written, parts: [...parts, bytes], length: length + bytes.byteLength }
-        return more.length < maxBounceBytes ? Effect.succeed(more) : flush(more)
-      }
-      return Sink.foldLeftEffect<Pending, Uint8Array, BytesError, never>({ written: 0, parts: [], length: 0 }, add)
-        .pipe(
-          Sink.ignoreLeftover,
-          Sink.mapEffect(flush),
-          Sink.map(({ written }) => written)
-        )
-    }
+    const sink: DiskStorage["sink"] = (offset) =>
+      Sink.suspend(() => {
+        /** What has come and is not written yet, and how many bytes were written before. */
+        let parts: Array<Uint8Array> = []
+        let length = 0
+        let written = 0
+        const flush = Effect.suspend((): Effect.Effect<void, BytesError> => {
+          const [first] = parts
+          if (first === undefined) return Effect.void
+          const joined = parts.length === 1 ? first : Buffer.concat(parts, length)
+          return Effect.map(writeBytes(offset + written, joined), () => {
+            written += length
+            length = 0
+            parts = []
+          })
+        })
+        return Sink.forEach((bytes: Uint8Array) => {
+          if (bytes.byteLength === 0) return Effect.void
+          parts.push(bytes)
+          length += bytes.byteLength
+          return length < maxBounceBytes ? Effect.void : flush
+        }).pipe(Sink.mapEffect(() => Effect.map(flush, () => written)))
+      })
 
     return {
       read: transfer(engine.read),

@@ -9,8 +9,7 @@ import { errnos, SyscallError } from "../../Syscalls.js"
 import type { Region } from "../alignedBuffer.js"
 import type { OpenDevice } from "../ioQueue.js"
 import { errnoCode } from "../kernel.js"
-import { takeAlone } from "../slab.js"
-import { addressOf, high, low, native } from "./native.js"
+import { addressOf, high, low, memoryOf, native } from "./native.js"
 import { wakeUp } from "./wakeUps.js"
 
 const IOCB_CMD_PREAD = 0
@@ -28,6 +27,9 @@ const EFD_NONBLOCK = 0x800
 /** io_submit is asked again so often when it says EAGAIN, with a turn of the event loop in between. */
 const maxSubmitRetries = 100
 
+/** Syncs that libuv's pool, which others use too, has at once. */
+const maxSyncs = 2
+
 /** A context for `slots` operations. */
 export const make = (slots: number): Effect.Effect<OpenDevice, EngineUnavailable | PlatformNotSupported> =>
   Effect.gen(function*() {
@@ -42,6 +44,10 @@ export const make = (slots: number): Effect.Effect<OpenDevice, EngineUnavailable
     const outcome = (result: number) => (result < 0 ? -koffi.errno() : result)
     const { io_destroy, io_getevents, io_setup, io_submit } = architecture.aio
 
+    // One block of memory: an iocb per slot, the list of pointers that io_submit takes, the events that io_getevents fills.
+    const pointersAt = slots * iocbWords * 4
+    const eventsAt = pointersAt + slots * 8
+    const memory = yield* memoryOf("aio", eventsAt + maxEvents * eventWords * 4)
     const contextId = new BigUint64Array(1)
     const made = outcome(setup(io_setup, slots, new Uint8Array(contextId.buffer)))
     const eventFd = made < 0 ? made : outcome(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK))
@@ -61,10 +67,6 @@ export const make = (slots: number): Effect.Effect<OpenDevice, EngineUnavailable
     }
 
     return (complete, woken) => {
-      // One block of memory: an iocb per slot, the list of pointers that io_submit takes, the events that io_getevents fills.
-      const pointersAt = slots * iocbWords * 4
-      const eventsAt = pointersAt + slots * 8
-      const memory = takeAlone(eventsAt + maxEvents * eventWords * 4)
       const at = memory.bytes.byteOffset
       const iocbs = new Int32Array(memory.slab.buffer, at, slots * iocbWords)
       const pointers = new Uint32Array(memory.slab.buffer, at + pointersAt, slots * 2)
@@ -76,6 +78,9 @@ export const make = (slots: number): Effect.Effect<OpenDevice, EngineUnavailable
       const staged: Array<number> = []
       /** Slots and results of what did not go through AIO, in turn. */
       let answers: Array<number> = []
+      /** Slots and descriptors to be synced, and how many are being. */
+      const syncs: Array<readonly [number, number]> = []
+      let syncing = 0
       let refusals = 0
       let closed = false
 
@@ -83,6 +88,19 @@ export const make = (slots: number): Effect.Effect<OpenDevice, EngineUnavailable
         read(eventFd, counter, 8)
         woken()
       })
+
+      /** IOCB_CMD_FDSYNC would do no better than libuv's pool: the kernel gives it to a thread, too. */
+      const syncNext = () => {
+        const [slot = 0, fd] = syncing < maxSyncs ? syncs.shift() ?? [] : []
+        if (fd === undefined) return
+        syncing += 1
+        fdatasync(fd, (error) => {
+          syncing -= 1
+          syncNext()
+          answers.push(slot, error === null ? 0 : error.errno ?? -errnos.EIO)
+          woken()
+        })
+      }
 
       const submitStaged = () => {
         while (staged.length > 0) {
@@ -126,11 +144,8 @@ export const make = (slots: number): Effect.Effect<OpenDevice, EngineUnavailable
         slots,
         stage: (slot, kind, file, region, from, length, offset) => {
           if (region === undefined) {
-            // IOCB_CMD_FDSYNC would do no better: the kernel gives it to a thread, too.
-            return fdatasync(file.fd, (error) => {
-              answers.push(slot, error === null ? 0 : error.errno ?? -errnos.EIO)
-              woken()
-            })
+            syncs.push([slot, file.fd])
+            return syncNext()
           }
           regions[slot] = region
           const memoryAddress = addressOf(koffi, region.slab) + region.start + from
@@ -163,17 +178,29 @@ export const make = (slots: number): Effect.Effect<OpenDevice, EngineUnavailable
         },
         defer: (turn) => void setImmediate(turn),
         hold: (busy) => busy ? poll.ref() : poll.unref(),
+        keepsFile: (kind) => kind !== "sync",
         attach: () => {},
         detach: () => {},
         close: (abandoned) =>
-          Effect.sync(() => {
+          Effect.async<void>((resume) => {
             closed = true
             poll.close()
             // io_destroy would wait for what the kernel has not answered.
-            if (abandoned) lost.push(regions, memory)
-            else {
-              destroy(io_destroy, context)
+            if (abandoned) {
+              lost.push(regions, memory)
+              return resume(Effect.void)
+            }
+            // It waits some 30 ms even for a context that is idle.
+            const destroyed = () => {
               close(eventFd)
+              resume(Effect.void)
+            }
+            try {
+              destroy.async(io_destroy, context, destroyed)
+            } catch {
+              // koffi has no room for another call off-thread.
+              destroy(io_destroy, context)
+              destroyed()
             }
           })
       }

@@ -7,9 +7,10 @@
  * cannot call variadic functions off-thread.
  */
 import * as Effect from "effect/Effect"
-import { PlatformNotSupported } from "../../DiskStorageError.js"
+import { EngineUnavailable, PlatformNotSupported } from "../../DiskStorageError.js"
 import type { OpenFlags } from "../../Syscalls.js"
-import type { Slab } from "../slab.js"
+import type { Part, Slab } from "../slab.js"
+import { takeAlone } from "../slab.js"
 
 interface Architecture {
   readonly flags: OpenFlags
@@ -88,6 +89,13 @@ export const native: Effect.Effect<Native, PlatformNotSupported> = Effect.gen(fu
       })
   }
 })
+
+/** Memory for what an engine and the kernel tell each other. */
+export const memoryOf = (engine: string, byteLength: number): Effect.Effect<Part, EngineUnavailable> =>
+  Effect.try({
+    try: () => takeAlone(byteLength),
+    catch: (error) => new EngineUnavailable({ engine, reason: `there is no memory for it (${String(error)})` })
+  })
 
 /** The halves of a 64-bit number that is a safe integer. */
 export const low = (value: number): number => value >>> 0

@@ -11,8 +11,7 @@ import type { Region } from "../alignedBuffer.js"
 import type { Device, OpenDevice } from "../ioQueue.js"
 import { errnoCode } from "../kernel.js"
 import type { Slab } from "../slab.js"
-import { takeAlone } from "../slab.js"
-import { addressOf, high, low, native } from "./native.js"
+import { addressOf, high, low, memoryOf, native } from "./native.js"
 import { wakeUp } from "./wakeUps.js"
 
 const IO_URING_SETUP = 425
@@ -118,6 +117,8 @@ export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnav
         cause: new SyscallError({ syscall: call, errno, code: errnoCode(errno) })
       })
 
+    // What registrations point at: memory that does not move and is not collected meanwhile.
+    const scratch = yield* memoryOf("io_uring", 64)
     const params = new Uint32Array(30)
     let fd = -errnos.EINVAL
     let flags = 0
@@ -207,11 +208,11 @@ export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnav
       const generations = new Int32Array(options.slots)
       let tail = Atomics.load(ring, sqTail)
       let staged = 0
+      /** Slots for which the submission ring had no room. */
+      const turnedAway: Array<number> = []
       let failures = 0
       let closed = false
 
-      /** What a registration points at: memory that does not move and is not collected meanwhile. */
-      const scratch = takeAlone(64)
       const argument = new Uint32Array(scratch.slab.buffer, scratch.bytes.byteOffset, 16)
       const argumentAddress = addressOf(koffi, scratch.slab) + scratch.bytes.byteOffset
 
@@ -349,7 +350,8 @@ export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnav
         name: "io_uring",
         slots: options.slots,
         stage: (slot, kind, file, region, from, length, offset) => {
-          if (staged === entries && !enterRing(0) && staged === entries) return complete(slot, -errnos.EAGAIN)
+          // Full, and the kernel takes none now: again when it has been asked for what it has done.
+          if (staged === entries && !enterRing(0) && staged === entries) return void turnedAway.push(slot)
           const at = (tail & sqMask) * 16
           tail = tail + 1 | 0
           staged += 1
@@ -395,10 +397,12 @@ export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnav
             reap()
             calls += 1
           }
-          if (staged > 0 || hasMore()) device.defer(woken)
+          if (staged > 0 || turnedAway.length > 0 || hasMore()) device.defer(woken)
+          for (const slot of turnedAway.splice(0)) complete(slot, -errnos.EAGAIN)
         },
         defer: (turn) => void setImmediate(turn),
         hold: (busy) => busy ? poll.ref() : poll.unref(),
+        keepsFile: () => true,
         attach: (file) => {
           const index = freeFiles.pop()
           if (index === undefined) return
