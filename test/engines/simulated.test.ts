@@ -32,7 +32,7 @@ const openFile = (size: number, alignment: number) =>
 const size = 64 * page
 
 describe("over a simulated kernel", { timeout: 60_000 }, () => {
-  for (let round = 0; round < 60; round++) {
+  for (let round = 0; round < 40; round++) {
     const own = seed + round
     const random = numbers(own)
     const short = random(5) / 10

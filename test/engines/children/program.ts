@@ -41,7 +41,7 @@ const roundTrips = (seed: number) =>
   Effect.gen(function*() {
     const engine = yield* IoEngine
     const file = yield* opened(join(directory, `file-${seed}`))
-    for (let round = 0; round < 8; round++) {
+    for (let round = 0; round < 4; round++) {
       const from = yield* AlignedBuffer.make(3 * mebibyte)
       const into = yield* AlignedBuffer.make(3 * mebibyte)
       from.bytes.fill(1 + (seed * 31 + round) % 255)
@@ -174,9 +174,9 @@ const programs: Record<string, Effect.Effect<void, unknown>> = {
     const worker = (task: string, index: number) =>
       new Worker(code, { eval: true, workerData: [task, engineName, directory, String(index)] })
     yield* Effect.forEach([1, 2], (index) =>
-      Effect.async<void, Error>((resume) => {
-        worker("trips", index).on("error", (error) => resume(Effect.fail(error))).on("exit", (code) =>
-          resume(code === 0 ? Effect.void : Effect.fail(new Error(`a thread ended with ${code}`))))
+      Effect.async<void>((resume) => {
+        worker("trips", index).on("error", (error) => resume(Effect.die(error))).on("exit", (code) =>
+          resume(code === 0 ? Effect.void : Effect.dieMessage(`a thread ended with ${code}`)))
       }), { concurrency: "unbounded", discard: true })
     yield* Effect.provide(Effect.scoped(roundTrips(5)), layer())
     yield* Effect.forEach([6], (index) =>
