@@ -27,8 +27,8 @@ const maxRetries = 100
 /** Bound on transfers of a piece in a row that end before the next multiple of the alignment. */
 export const maxStalledTransfers = 16
 
-/** Submissions in a row from microtasks; then timers and sockets get a turn. */
-const maxMicrotaskTurns = 32
+/** How long submissions and completions may follow each other in microtasks; then timers and sockets get a turn. */
+const maxTurnMillis = 1
 
 export type Kind = Operation["kind"]
 
@@ -47,8 +47,11 @@ export interface Device {
     length: number,
     offset: number
   ) => void
-  /** Submits what is staged, and completes what the kernel has done by now. */
-  readonly submit: () => void
+  /**
+   * Submits what is staged, and completes what the kernel has done by now. True when it is to be called again although nothing new is
+   * staged and nobody will wake.
+   */
+  readonly submit: () => boolean
   /** Runs `turn` when the event loop has looked at everything else. */
   readonly defer: (turn: () => void) => void
   /** Whether to keep the process alive. */
@@ -280,9 +283,12 @@ export class IoQueue {
   private bytesInFlight = 0
   private bytesStaged = 0
   private readonly waiting = new Line()
-  private scheduled = false
-  /** Submissions in a row that came from microtasks. */
-  private turns = 0
+  /** A flush is to come: in a microtask, or after a turn of the event loop. */
+  private soon = false
+  private later = false
+  /** When the event loop last came by, and whether it must before the next submission. */
+  private turnBegan = 0
+  private mustYield = false
   /** The watchdog's turns so far. */
   private epoch = 0
   private held = false
@@ -368,8 +374,21 @@ export class IoQueue {
 
   submit(request: Request): void {
     if (!this.admit(request)) return
+    const length = Math.min(request.length, maxPieceBytes)
+    if (this.waiting.first === undefined && this.fits(length)) {
+      this.issue(request, length)
+      if (request.issued === request.length) return
+    }
     this.waiting.push(request)
     this.pump()
+  }
+
+  /** Whether a piece of that length may be submitted now. One is let through when there is no other, however long it is. */
+  private fits(length: number): boolean {
+    const { maxBytesInFlight, maxBytesPerSubmission } = this.options
+    return this.free > 0 &&
+      (this.bytesInFlight === 0 || this.bytesInFlight + length <= maxBytesInFlight) &&
+      (this.bytesStaged === 0 || this.bytesStaged + length <= maxBytesPerSubmission)
   }
 
   /** One place in the line for all of them: whoever comes later waits for one operation of the batch at a time, not for all. */
@@ -443,16 +462,11 @@ export class IoQueue {
   }
 
   private pump(): void {
-    const { maxBytesInFlight, maxBytesPerSubmission } = this.options
     for (let request = this.waiting.first; request !== undefined; request = this.waiting.first) {
       // Taken back, or one of its pieces has failed: the rest is not begun.
       const over = request.outcome !== succeeded
       const length = Math.min(request.length - request.issued, maxPieceBytes)
-      if (
-        !over && (this.free === 0 ||
-          (this.bytesInFlight > 0 && this.bytesInFlight + length > maxBytesInFlight) ||
-          (this.bytesStaged > 0 && this.bytesStaged + length > maxBytesPerSubmission))
-      ) return
+      if (!over && !this.fits(length)) return
       this.waiting.shift()
       if (!over) this.issue(request, length)
       if (!over && request.issued < request.length) this.waiting.push(request)
@@ -493,28 +507,44 @@ export class IoQueue {
   }
 
   private schedule(): void {
-    if (this.scheduled) return
-    this.scheduled = true
+    if (this.soon || this.later) return
     this.now = performance.now()
-    if (this.turns < maxMicrotaskTurns) {
-      this.turns += 1
-      queueMicrotask(this.flush)
-    } else this.device.defer(this.woken)
+    if (this.mustYield || this.now - this.turnBegan > maxTurnMillis) this.postpone()
+    else {
+      this.soon = true
+      queueMicrotask(this.flushSoon)
+    }
+  }
+
+  private postpone(): void {
+    if (this.later) return
+    this.later = true
+    this.device.defer(this.flushLater)
+  }
+
+  private readonly flushSoon = (): void => {
+    this.soon = false
+    this.flush()
+  }
+
+  private readonly flushLater = (): void => {
+    this.later = false
+    this.woken()
   }
 
   /** From the event loop: the kernel has something, or everything else has had its turn. */
   private readonly woken = (): void => {
-    this.turns = 0
+    this.mustYield = false
+    this.turnBegan = performance.now()
     this.flush()
   }
 
-  private readonly flush = (): void => {
-    this.scheduled = false
+  private flush(): void {
     this.isNow = false
     // After a large submission the event loop has a turn first.
-    if (this.bytesStaged * 2 > this.options.maxBytesPerSubmission) this.turns = maxMicrotaskTurns
+    this.mustYield = this.bytesStaged * 2 > this.options.maxBytesPerSubmission
     this.bytesStaged = 0
-    this.device.submit()
+    if (this.device.submit() && !this.soon) this.postpone()
     this.pump()
     const busy = this.free < this.pieces.length
     if (busy !== this.held) {

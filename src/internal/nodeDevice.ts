@@ -29,6 +29,7 @@ export const open = (slots: number): OpenDevice => (complete, woken) => {
       const taken = answers
       answers = []
       for (let index = 0; index < taken.length; index += 2) complete(taken[index] ?? 0, taken[index + 1] ?? 0)
+      return false
     },
     defer: (turn) => void setImmediate(turn),
     // A pending call keeps the process alive by itself.

@@ -89,6 +89,7 @@ export const open = (transfer: Transfer, slots: number, options: Misbehaviour): 
       const answered = due
       due = []
       for (const staged of answered) complete(staged.slot, answerOf(staged))
+      return false
     },
     defer: (turn) => void setImmediate(turn),
     hold: () => {},

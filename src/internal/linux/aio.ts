@@ -168,13 +168,13 @@ export const make = (slots: number): Effect.Effect<OpenDevice, EngineUnavailable
         },
         submit: () => {
           // A turn that was deferred comes after the end of the context.
-          if (closed) return
+          if (closed) return false
           if (staged.length > 0) submitStaged()
           reap()
           const taken = answers
           answers = []
           for (let index = 0; index < taken.length; index += 2) complete(taken[index] ?? 0, taken[index + 1] ?? 0)
-          if (refusals > 0) setImmediate(woken)
+          return refusals > 0
         },
         defer: (turn) => void setImmediate(turn),
         hold: (busy) => busy ? poll.ref() : poll.unref(),

@@ -70,8 +70,8 @@ const maxPopulatedBytes = 1024 * 1024
 /** io_uring_enter is not asked again more often than this in one turn when it says that it is out of something. */
 const maxEnterRetries = 100
 
-/** Calls in one turn that only ask for more completions; what is left then is told by the next wake-up. */
-const maxReapCalls = 16
+/** Calls in one turn that ask for more completions; what is left then is asked for in the next one. */
+const maxReapCalls = 4
 
 export interface RingOptions {
   readonly entries: number
@@ -386,19 +386,17 @@ export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnav
         },
         submit: () => {
           // A turn that was deferred comes after the end of the ring, whose memory is gone.
-          if (closed) return
-          enterRing(ENTER_GETEVENTS)
+          if (closed) return false
+          if (staged > 0) enterRing(ENTER_GETEVENTS)
           reap()
-          // With deferred task work one call answers some twenty completions at most; the kernel's flag tells that there are more,
-          // for which it does not wake again.
-          let calls = 1
-          while (hasMore() && calls < maxReapCalls) {
+          // With deferred task work there are completions when the kernel is asked for them, some twenty with each call; its flag tells
+          // that there are more, for which it does not wake again.
+          for (let calls = 0; hasMore() && calls < maxReapCalls; calls++) {
             enterRing(ENTER_GETEVENTS)
             reap()
-            calls += 1
           }
-          if (staged > 0 || turnedAway.length > 0 || hasMore()) device.defer(woken)
           for (const slot of turnedAway.splice(0)) complete(slot, -errnos.EAGAIN)
+          return staged > 0 || hasMore()
         },
         defer: (turn) => void setImmediate(turn),
         hold: (busy) => busy ? poll.ref() : poll.unref(),
