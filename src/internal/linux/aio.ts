@@ -9,7 +9,7 @@ import { errnos, SyscallError } from "../../Syscalls.js"
 import type { Region } from "../alignedBuffer.js"
 import type { OpenDevice } from "../ioQueue.js"
 import { errnoCode } from "../kernel.js"
-import { addressOf, high, low, memoryOf, native } from "./native.js"
+import { addressOf, eagerSubmissions, high, low, memoryOf, native } from "./native.js"
 import { wakeUp } from "./wakeUps.js"
 
 const IOCB_CMD_PREAD = 0
@@ -165,6 +165,7 @@ export const make = (slots: number): Effect.Effect<OpenDevice, EngineUnavailable
           iocbs[iocb + 14] = IOCB_FLAG_RESFD
           iocbs[iocb + 15] = eventFd
           staged.push(slot)
+          if (staged.length >= eagerSubmissions) submitStaged()
         },
         submit: () => {
           // A turn that was deferred comes after the end of the context.

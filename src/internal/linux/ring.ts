@@ -11,7 +11,7 @@ import type { Region } from "../alignedBuffer.js"
 import type { Device, OpenDevice } from "../ioQueue.js"
 import { errnoCode } from "../kernel.js"
 import type { Slab } from "../slab.js"
-import { addressOf, high, low, memoryOf, native } from "./native.js"
+import { addressOf, eagerSubmissions, high, low, memoryOf, native } from "./native.js"
 import { wakeUp } from "./wakeUps.js"
 
 const IO_URING_SETUP = 425
@@ -287,6 +287,12 @@ export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnav
         return registration
       }
 
+      /** Hands over what is staged, ahead of the flush, which deals with a kernel that takes nothing. */
+      const handOver = () => {
+        Atomics.store(ring, sqTail, tail)
+        staged -= Math.max(0, enter(IO_URING_ENTER, fd, staged, 0, 0, 0, 0))
+      }
+
       /** Hands `staged` entries over; false when the kernel takes none now. */
       const enterRing = (flags: number): boolean => {
         Atomics.store(ring, sqTail, tail)
@@ -383,6 +389,7 @@ export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnav
           sqe[at + 8] = slot
           sqe[at + 9] = generations[slot] ?? 0
           sqe[at + 10] = fixedBuffer >= 0 ? fixedBuffer : 0
+          if (file.direct && staged >= eagerSubmissions) handOver()
         },
         submit: () => {
           // A turn that was deferred comes after the end of the ring, whose memory is gone.
