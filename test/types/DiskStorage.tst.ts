@@ -36,6 +36,7 @@ type AcquireError =
   | Errors.OutOfSpace
   | Errors.AllocationFailed
   | Errors.PrewriteRefused
+  | Errors.IoStalled
   | Errors.BufferUnavailable
 
 type OperationError = Errors.StorageClosed | Errors.BufferBusy | Errors.IoFailed | Errors.IoStalled
