@@ -293,25 +293,23 @@ export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnav
         staged -= Math.max(0, enter(IO_URING_ENTER, fd, staged, 0, 0, 0, 0))
       }
 
-      /** Hands `staged` entries over; false when the kernel takes none now. */
-      const enterRing = (flags: number): boolean => {
+      /** Hands over what is staged, or as much of it as the kernel takes now. */
+      const enterRing = (flags: number): void => {
         Atomics.store(ring, sqTail, tail)
         for (let attempt = 0; attempt < maxEnterRetries; attempt++) {
           const taken = enter(IO_URING_ENTER, fd, staged, 0, flags, 0, 0)
           if (taken >= 0) {
             staged -= taken
             failures = 0
-            return true
+            return
           }
           const errno = koffi.errno()
           if (errno === errnos.EINTR) continue
           failures += 1
           // Out of memory for requests, or of room for completions: these are taken up below, and then there is more.
-          if ((errno === errnos.EAGAIN || errno === errnos.EBUSY) && failures < maxEnterRetries) return false
-          refuseStaged(errno)
-          return false
+          const passing = errno === errnos.EAGAIN || errno === errnos.EBUSY
+          return passing && failures < maxEnterRetries ? undefined : refuseStaged(errno)
         }
-        return false
       }
 
       /** What the kernel does not take ends here, with the reason. */
@@ -324,8 +322,7 @@ export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnav
         for (const slot of slots) complete(slot, -errno)
       }
 
-      const reap = (): number => {
-        let count = 0
+      const reap = (): void => {
         let head = Atomics.load(ring, cqHead)
         while (head !== Atomics.load(ring, cqTail)) {
           const at = cqes + (head & cqMask) * 4
@@ -335,14 +332,12 @@ export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnav
           head = head + 1 | 0
           // Given back before the callback, which may submit, and may fail.
           Atomics.store(ring, cqHead, head)
-          count += 1
           // A completion of an earlier use of the slot must not reach the present one.
           if (generations[slot] !== generation) continue
           generations[slot] = (generation ?? 0) + 1 | 0
           regions[slot] = undefined
           complete(slot, result)
         }
-        return count
       }
 
       const hasMore = () => (Atomics.load(ring, sqFlags) & (SQ_TASKRUN | SQ_CQ_OVERFLOW)) !== 0
@@ -356,8 +351,9 @@ export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnav
         name: "io_uring",
         slots: options.slots,
         stage: (slot, kind, file, region, from, length, offset) => {
-          // Full, and the kernel takes none now: again when it has been asked for what it has done.
-          if (staged === entries && !enterRing(0) && staged === entries) return void turnedAway.push(slot)
+          if (staged === entries) enterRing(0)
+          // Still full, since the kernel takes none now: again when it has been asked for what it has done.
+          if (staged === entries) return void turnedAway.push(slot)
           const at = (tail & sqMask) * 16
           tail = tail + 1 | 0
           staged += 1
