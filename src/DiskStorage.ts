@@ -11,6 +11,7 @@ import * as Effect from "effect/Effect"
 import type * as Either from "effect/Either"
 import * as Layer from "effect/Layer"
 import type * as Option from "effect/Option"
+import * as Schema from "effect/Schema"
 import type * as Scope from "effect/Scope"
 import type * as Sink from "effect/Sink"
 import type * as Stream from "effect/Stream"
@@ -118,6 +119,52 @@ export interface Allocation {
   /** Whether every extent has been written once: by a zero-fill, or by `prewrite`. */
   readonly written: boolean
   readonly overwritesMayRunOutOfSpace: boolean
+}
+
+/**
+ * What a range of a file is, and so what a write to it meets:
+ *
+ * - `written`: blocks with data, which are overwritten.
+ * - `unwritten`: allocated blocks that read as zeros; their first write changes metadata.
+ * - `hole`: nothing; a write allocates.
+ * - `inline`: data inside of the inode or a metadata block.
+ * - `shared`: blocks that another file or snapshot has too; a write goes elsewhere.
+ * - `delayed`: data in memory for which no block has been chosen yet.
+ * - `encoded`: compressed or encrypted data.
+ * - `unknown`: the filesystem does not say where it is.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export const ExtentKind = Schema.Literal(
+  "written",
+  "unwritten",
+  "hole",
+  "inline",
+  "shared",
+  "delayed",
+  "encoded",
+  "unknown"
+)
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export type ExtentKind = typeof ExtentKind.Type
+
+/**
+ * A range of a file, in bytes. `flags` are those of FIEMAP (`FIEMAP_EXTENT_*` in `uapi/linux/fiemap.h`), 0 for a hole, from which
+ * `kind` follows.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Extent {
+  readonly offset: number
+  readonly length: number
+  readonly kind: ExtentKind
+  readonly flags: number
 }
 
 /**

@@ -9,6 +9,10 @@ export * as AlignedBuffer from "./AlignedBuffer.js"
 /**
  * @since 0.1.0
  */
+export * as DirectIo from "./DirectIo.js"
+/**
+ * @since 0.1.0
+ */
 export * as DiskAllocator from "./DiskAllocator.js"
 /**
  * @since 0.1.0
