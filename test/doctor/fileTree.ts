@@ -3,9 +3,19 @@ import * as PlatformError from "@effect/platform/Error"
 import * as FileSystem from "@effect/platform/FileSystem"
 import * as Effect from "effect/Effect"
 import type * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
 
-/** The content of a file; where a link points to, absolute or from its directory; or a file that may not be read. */
-export type Entry = string | { readonly link: string } | { readonly refused: "PermissionDenied" }
+/**
+ * The content of a file; where a link points to, absolute or from its directory; a file or directory that may not be read; or what is
+ * only looked at with `stat`: a file on the device with the number `dev`, or the node of the block device `rdev` (both as `stat(2)` packs
+ * them).
+ */
+export type Entry =
+  | string
+  | { readonly link: string }
+  | { readonly refused: "PermissionDenied" }
+  | { readonly dev: number }
+  | { readonly rdev: number }
 
 export type Tree = { readonly [path: string]: Entry }
 
@@ -39,6 +49,11 @@ const resolve = (tree: Tree, path: string, links = 0): string => {
 
 const isDirectory = (tree: Tree, path: string): boolean =>
   Object.keys(tree).some((name) => name.startsWith(path === "/" ? "/" : `${path}/`))
+
+const refused = (tree: Tree, path: string): boolean => {
+  const entry = tree[path]
+  return typeof entry === "object" && "refused" in entry
+}
 
 export const layer = (tree: Tree): Layer.Layer<FileSystem.FileSystem> => {
   const fail = (method: string, reason: PlatformError.SystemErrorReason) => (path: string) =>
@@ -77,7 +92,9 @@ export const layer = (tree: Tree): Layer.Layer<FileSystem.FileSystem> => {
       }),
     readDirectory: (path) =>
       existing("readDirectory", path, (real) =>
-        isDirectory(tree, real)
+        refused(tree, real)
+          ? fail("readDirectory", "PermissionDenied")(path)
+          : isDirectory(tree, real)
           ? Effect.succeed([
             ...new Set(
               Object.keys(tree).filter((name) => name.startsWith(`${real}/`)).map((name) =>
@@ -91,7 +108,28 @@ export const layer = (tree: Tree): Layer.Layer<FileSystem.FileSystem> => {
         const entry = tree[real]
         return typeof entry === "string"
           ? Effect.succeed(entry)
-          : fail("readFileString", typeof entry === "object" ? "PermissionDenied" : "BadResource")(path)
+          : fail("readFileString", refused(tree, real) ? "PermissionDenied" : "BadResource")(path)
+      }),
+    stat: (path) =>
+      existing("stat", path, (real) => {
+        const entry = tree[real]
+        const node = typeof entry === "object" && "rdev" in entry ? entry.rdev : undefined
+        return Effect.succeed<FileSystem.File.Info>({
+          type: isDirectory(tree, real) ? "Directory" : node === undefined ? "File" : "BlockDevice",
+          mtime: Option.none(),
+          atime: Option.none(),
+          birthtime: Option.none(),
+          dev: typeof entry === "object" && "dev" in entry ? entry.dev : 0,
+          rdev: Option.fromNullable(node),
+          ino: Option.none(),
+          mode: 0,
+          nlink: Option.none(),
+          uid: Option.none(),
+          gid: Option.none(),
+          size: FileSystem.Size(0),
+          blksize: Option.none(),
+          blocks: Option.none()
+        })
       })
   })
 }
