@@ -20,6 +20,7 @@ import type {
   AcquireError,
   BytesError,
   DuplicateKey,
+  ExtentsUnavailable,
   IoFailed,
   IoStalled,
   ReleaseFailed,
@@ -58,10 +59,11 @@ export interface DiskStorageOptions {
   /** Where the file is made; created (mode 0700) when missing, and left. Default `/tmp/`. */
   readonly directory?: string | undefined
   /**
-   * `required` (default): O_DIRECT was taken and read back, or the acquisition fails. `preferred`: buffered I/O, with a warning,
-   * where it was not. `disabled`: buffered I/O.
+   * `required` (default): O_DIRECT was taken and read back, or the acquisition fails; a warning where I/O is buffered all the same.
+   * `proven`: a write and a read of the file's first page went past the page cache, or the acquisition fails with
+   * `DirectIoUnavailable`. `preferred`: buffered I/O, with a warning, where O_DIRECT was not taken. `disabled`: buffered I/O.
    */
-  readonly directIo?: "required" | "preferred" | "disabled" | undefined
+  readonly directIo?: "proven" | "required" | "preferred" | "disabled" | undefined
   /**
    * `default`: O_DIRECT is set with fcntl after the file was made. `open-direct`: the file is reopened with it, for filesystems
    * that ignore F_SETFL (IBM Storage Scale).
@@ -245,6 +247,12 @@ export interface DiskStorage {
    * not release the storage inside `use`: that waits for itself.
    */
   readonly withFd: <A, E, R>(use: (fd: number) => Effect.Effect<A, E, R>) => Effect.Effect<A, E | StorageClosed, R>
+
+  /**
+   * The map of the file as it is now, in order and without gaps: which condition the next write to a range meets. `prewrite` makes
+   * every extent `written`. Delayed extents are seen before they are chosen; nothing is written out for this.
+   */
+  readonly extents: Effect.Effect<ReadonlyArray<Extent>, StorageClosed | ExtentsUnavailable>
 
   /** Whether the name is gone. */
   readonly unlinked: Effect.Effect<boolean>

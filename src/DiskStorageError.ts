@@ -139,6 +139,39 @@ export class DirectIoRefused extends Schema.TaggedError<DirectIoRefused>(id("Dir
 }
 
 /**
+ * `directIo` is `proven`, and I/O was not found to be direct: O_DIRECT was refused, or accepted and reads or writes go through the
+ * page cache, or that could not be found out. `reasons` say what was seen.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class DirectIoUnavailable extends Schema.TaggedError<DirectIoUnavailable>(id("DirectIoUnavailable"))(
+  "DirectIoUnavailable",
+  { path: Schema.String, filesystem: Schema.String, reasons: Schema.Array(Schema.String) }
+) {
+  override get message(): string {
+    return `I/O on ${this.path} (${this.filesystem}) is not proven to be direct: ${
+      this.reasons.join("; ")
+    }. \`effect-disk-storage doctor\` says what can be done about a directory; directIo: "preferred" takes what there is.`
+  }
+}
+
+/**
+ * The filesystem does not say which extents a file has.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class ExtentsUnavailable extends Schema.TaggedError<ExtentsUnavailable>(id("ExtentsUnavailable"))(
+  "ExtentsUnavailable",
+  { path: Schema.String, cause: SyscallError }
+) {
+  override get message(): string {
+    return `The extents of ${this.path} are not known: ${this.cause.message}. Filesystems without FIEMAP (tmpfs, NFS, ZFS) do not tell; nothing else is affected.`
+  }
+}
+
+/**
  * The filesystem, a quota or a size limit has no room for the file. What had been allocated was given back.
  *
  * @since 0.1.0
@@ -447,6 +480,7 @@ export type AcquireError =
   | CreateFailed
   | FileReplaced
   | DirectIoRefused
+  | DirectIoUnavailable
   | OutOfSpace
   | AllocationFailed
   | PrewriteRefused
@@ -501,6 +535,8 @@ const classes = [
   CreateFailed,
   FileReplaced,
   DirectIoRefused,
+  DirectIoUnavailable,
+  ExtentsUnavailable,
   OutOfSpace,
   AllocationFailed,
   PrewriteRefused,

@@ -104,8 +104,8 @@ export interface JournalEntry {
 }
 
 /**
- * What is still there of what calls have made: open descriptors, linked files, bytes held by files. All empty and 0 when nothing
- * leaked.
+ * What is still there of what calls have made: open descriptors, linked files, bytes held by files, mappings. All empty and 0 when
+ * nothing leaked.
  *
  * @since 0.1.0
  * @category models
@@ -114,6 +114,7 @@ export interface Leaks {
   readonly fds: ReadonlyArray<number>
   readonly files: ReadonlyArray<string>
   readonly bytes: number
+  readonly mappings: number
 }
 
 /**

@@ -40,6 +40,7 @@ export const errnos = {
   EFAULT: 14,
   EBUSY: 16,
   EEXIST: 17,
+  EXDEV: 18,
   ENODEV: 19,
   ENOTDIR: 20,
   EISDIR: 21,
@@ -58,6 +59,7 @@ export const errnos = {
   ENOSYS: 38,
   ELOOP: 40,
   EOVERFLOW: 75,
+  ELIBACC: 79,
   EOPNOTSUPP: 95,
   ESTALE: 116,
   EDQUOT: 122
@@ -188,7 +190,27 @@ export const errnosBySyscall = {
     "EROFS",
     "ESTALE"
   ],
-  close: ["EBADF", "EDQUOT", "EINTR", "EIO", "ENOSPC"]
+  close: ["EBADF", "EDQUOT", "EINTR", "EIO", "ENOSPC"],
+  fadvise: ["EBADF", "EINVAL", "ESPIPE"],
+  cachestat: ["EBADF", "EFAULT", "EINVAL", "ENOSYS", "EOPNOTSUPP", "EPERM"],
+  fiemap: ["EBADF", "EFAULT", "EINTR", "EINVAL", "EIO", "ENOMEM", "ENOTTY", "EOPNOTSUPP"],
+  ficlone: [
+    "EBADF",
+    "EDQUOT",
+    "EINVAL",
+    "EIO",
+    "EISDIR",
+    "ENOSPC",
+    "ENOTTY",
+    "EOPNOTSUPP",
+    "EPERM",
+    "ETXTBSY",
+    "EXDEV"
+  ],
+  mmap: ["EACCES", "EAGAIN", "EBADF", "EINVAL", "ENFILE", "ENODEV", "ENOMEM", "EOVERFLOW", "EPERM"],
+  mincore: ["EAGAIN", "EFAULT", "EINVAL", "ENOMEM"],
+  munmap: ["EINVAL", "ENOMEM"],
+  dlopen: ["ELIBACC"]
 } as const satisfies Record<string, ReadonlyArray<ErrnoCode>>
 
 /**
@@ -218,7 +240,8 @@ export class SyscallError extends Schema.TaggedError<SyscallError>("effect-disk-
 
 /**
  * What the disk tier reads of `statx(2)`. `directIo` is `undefined` where the kernel or the filesystem does not answer
- * (the `STATX_DIOALIGN` bit is clear); 0 / 0 is an answer: no direct I/O on this file.
+ * (the `STATX_DIOALIGN` bit is clear); 0 / 0 is an answer: no direct I/O on this file. `readOffsetAlignment` is there where reads want
+ * another offset alignment (`STATX_DIO_READ_ALIGN`, Linux 6.14).
  *
  * @since 0.1.0
  * @category models
@@ -232,7 +255,40 @@ export interface Statx {
   readonly size: number
   /** bytes that the file holds on the disk: `stx_blocks` × 512 */
   readonly allocated: number
-  readonly directIo: { readonly memoryAlignment: number; readonly offsetAlignment: number } | undefined
+  readonly directIo:
+    | {
+      readonly memoryAlignment: number
+      readonly offsetAlignment: number
+      readonly readOffsetAlignment?: number | undefined
+    }
+    | undefined
+  /** The id of the mount, as in the first field of `/proc/self/mountinfo`; `undefined` before Linux 5.8. */
+  readonly mountId: number | undefined
+}
+
+/**
+ * What of a range is in the page cache (`cachestat(2)`), in pages.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface CacheStat {
+  readonly cached: number
+  readonly dirty: number
+  readonly writeback: number
+}
+
+/**
+ * One extent of a file (`struct fiemap_extent` of `uapi/linux/fiemap.h`): bytes, and its `FIEMAP_EXTENT_*` flags.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface FiemapExtent {
+  readonly logical: number
+  readonly physical: number
+  readonly length: number
+  readonly flags: number
 }
 
 /**
@@ -260,6 +316,9 @@ export interface OpenFlags {
   readonly O_CLOEXEC: number
   readonly O_DIRECT: number
   readonly O_NOFOLLOW: number
+  readonly O_DIRECTORY: number
+  readonly O_PATH: number
+  readonly O_NONBLOCK: number
 }
 
 /**
@@ -269,6 +328,14 @@ export interface OpenFlags {
  * @category models
  */
 export const FS_NOCOW_FL = 0x0080_0000
+
+/**
+ * `POSIX_FADV_DONTNEED` of `uapi/linux/fadvise.h`, the same on x86-64 and arm64: drop what is clean of a range from the page cache.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export const POSIX_FADV_DONTNEED = 4
 
 /**
  * `FALLOC_FL_WRITE_ZEROES` of `uapi/linux/falloc.h` (Linux 6.17): written extents of zeros, made by the device where it can.
@@ -319,6 +386,27 @@ export interface Syscalls {
   readonly fstatfs: (fd: number) => Effect.Effect<Statfs, SyscallError>
   readonly unlink: (path: string) => Effect.Effect<void, SyscallError>
   readonly close: (fd: number) => Effect.Effect<void, SyscallError>
+  readonly fadvise: (fd: number, offset: number, length: number, advice: number) => Effect.Effect<void, SyscallError>
+  /** Linux 6.5 and later. */
+  readonly cachestat: (fd: number, offset: number, length: number) => Effect.Effect<CacheStat, SyscallError>
+  /** `ioctl(fd, FS_IOC_FIEMAP)` without flags: the first extents that touch the range, at most 128 of them, in order. */
+  readonly fiemap: (
+    fd: number,
+    offset: number,
+    length: number
+  ) => Effect.Effect<ReadonlyArray<FiemapExtent>, SyscallError>
+  /** `ioctl(fd, FICLONE, source)`: `fd` becomes a reflinked copy of `source`. */
+  readonly ficlone: (fd: number, source: number) => Effect.Effect<void, SyscallError>
+  /**
+   * Maps a range (`offset` a multiple of the page) to read, shared, and gives its address. `populate` brings its pages in. Nothing reads
+   * through it: it is there to be asked about with `mincore`, and to hold pages in the page cache.
+   */
+  readonly mmap: (fd: number, offset: number, length: number, populate: boolean) => Effect.Effect<number, SyscallError>
+  /** How many pages of a mapping are in the page cache. */
+  readonly mincore: (address: number, length: number) => Effect.Effect<number, SyscallError>
+  readonly munmap: (address: number, length: number) => Effect.Effect<void, SyscallError>
+  /** Loads a shared library into this process, for good; `ELIBACC` where it, or a library that it needs, cannot be had. */
+  readonly dlopen: (library: string) => Effect.Effect<void, SyscallError>
 }
 
 /**
@@ -340,7 +428,15 @@ const notImplemented = (syscall: SyscallName) => () =>
 export const layerNoop = (calls: Partial<Omit<Syscalls, TypeId>>): Layer.Layer<Syscalls> =>
   Layer.succeed(Syscalls, {
     [TypeId]: TypeId,
-    flags: { O_RDWR: 0o2, O_CLOEXEC: 0o2_000_000, O_DIRECT: 0o40_000, O_NOFOLLOW: 0o400_000 },
+    flags: {
+      O_RDWR: 0o2,
+      O_CLOEXEC: 0o2_000_000,
+      O_DIRECT: 0o40_000,
+      O_NOFOLLOW: 0o400_000,
+      O_DIRECTORY: 0o200_000,
+      O_PATH: 0o10_000_000,
+      O_NONBLOCK: 0o4000
+    },
     mkdir: notImplemented("mkdir"),
     mkostemp: notImplemented("mkostemp"),
     open: notImplemented("open"),
@@ -357,5 +453,13 @@ export const layerNoop = (calls: Partial<Omit<Syscalls, TypeId>>): Layer.Layer<S
     fstatfs: notImplemented("fstatfs"),
     unlink: notImplemented("unlink"),
     close: notImplemented("close"),
+    fadvise: notImplemented("fadvise"),
+    cachestat: notImplemented("cachestat"),
+    fiemap: notImplemented("fiemap"),
+    ficlone: notImplemented("ficlone"),
+    mmap: notImplemented("mmap"),
+    mincore: notImplemented("mincore"),
+    munmap: notImplemented("munmap"),
+    dlopen: notImplemented("dlopen"),
     ...calls
   })

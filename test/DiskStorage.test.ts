@@ -34,7 +34,8 @@ const syscalls = Effect.map(journal, (entries) => entries.map(({ syscall }) => s
 
 const nothingLeft = Effect.flatMap(
   SimulatedKernel,
-  (kernel) => Effect.map(kernel.leaks, (leaks) => assert.deepStrictEqual(leaks, { fds: [], files: [], bytes: 0 }))
+  (kernel) =>
+    Effect.map(kernel.leaks, (leaks) => assert.deepStrictEqual(leaks, { fds: [], files: [], bytes: 0, mappings: 0 }))
 )
 
 /** What was logged, as level and text, and whatever else was given. */

@@ -22,6 +22,12 @@ const samples = [
     new Errors.DirectIoRefused({ path, filesystem: "ramfs", openStrategy: "default", cause }),
     "DYN_KVBM_DISK_DISABLE_O_DIRECT=true"
   ],
+  [
+    Errors.DirectIoUnavailable,
+    new Errors.DirectIoUnavailable({ path, filesystem: "tmpfs", reasons: ["the page cache", "holds it"] }),
+    "the page cache; holds it"
+  ],
+  [Errors.ExtentsUnavailable, new Errors.ExtentsUnavailable({ path, cause }), "FIEMAP"],
   [Errors.OutOfSpace, new Errors.OutOfSpace({ path, method: "fallocate", needed: 4096, cause }), "4096 bytes"],
   [
     Errors.AllocationFailed,

@@ -298,9 +298,9 @@ describe("the simulated kernel", () => {
         const again = yield* kernel.open(path, kernel.flags.O_RDWR)
         yield* kernel.unlink(path)
         yield* kernel.close(fd)
-        assert.deepStrictEqual(yield* control.leaks, { fds: [again], files: [], bytes: 8192 })
+        assert.deepStrictEqual(yield* control.leaks, { fds: [again], files: [], bytes: 8192, mappings: 0 })
         yield* kernel.close(again)
-        assert.deepStrictEqual(yield* control.leaks, { fds: [], files: [], bytes: 0 })
+        assert.deepStrictEqual(yield* control.leaks, { fds: [], files: [], bytes: 0, mappings: 0 })
       })
     ))
 

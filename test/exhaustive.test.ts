@@ -42,7 +42,7 @@ const nothingHeld = ({ leaks, registered }: History, what: string) => {
 
 const nothingLeft = (run: History, what: string) => {
   nothingHeld(run, what)
-  assert.deepStrictEqual(run.leaks, { fds: [], files: [], bytes: 0 }, what)
+  assert.deepStrictEqual(run.leaks, { fds: [], files: [], bytes: 0, mappings: 0 }, what)
 }
 
 const oneTypedFailure = ({ exit }: History, what: string) => {

@@ -78,7 +78,7 @@ describe("prewrite", () => {
       if (failure._tag !== "AllocationFailed") return assert.fail(failure.message)
       assert.strictEqual(failure.method, "prewrite")
       assert.strictEqual(failure.cause?.code, "EIO")
-      assert.deepStrictEqual(yield* kernel.leaks, { fds: [], files: [], bytes: 0 })
+      assert.deepStrictEqual(yield* kernel.leaks, { fds: [], files: [], bytes: 0, mappings: 0 })
     }).pipe(Effect.provide(layer))
   })
 
@@ -96,7 +96,7 @@ describe("prewrite", () => {
       const failure = yield* Effect.flip(Effect.scoped(DiskStorage.make({ ...options, directIo: "preferred" })))
       if (failure._tag !== "PrewriteRefused") return assert.fail(failure.message)
       assert.include(failure.message, "copy-on-write")
-      assert.deepStrictEqual(yield* kernel.leaks, { fds: [], files: [], bytes: 0 })
+      assert.deepStrictEqual(yield* kernel.leaks, { fds: [], files: [], bytes: 0, mappings: 0 })
     }).pipe(Effect.provide(layer({ profile: "btrfs" }))))
 
   it.effect("leaves nothing when it is interrupted at any call, or any call fails", () =>

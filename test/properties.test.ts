@@ -80,7 +80,7 @@ describe("properties", { timeout: 120_000 }, () => {
           { size: Math.max(size, 3 * 4096), directory: "/tmp/a", ...policy },
           interruption === null ? { faults } : { faults, interruption }
         )
-        assert.deepStrictEqual(run.leaks, { fds: [], files: [], bytes: 0 })
+        assert.deepStrictEqual(run.leaks, { fds: [], files: [], bytes: 0, mappings: 0 })
         assert.strictEqual(run.registered, 0)
         if (Exit.isFailure(run.exit)) {
           assert.strictEqual([...Cause.defects(run.exit.cause)].length, 0, Cause.pretty(run.exit.cause))

@@ -10,11 +10,12 @@ import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
 import type { DiskStorage, DiskStorageOptions } from "../DiskStorage.js"
 import type { AcquireError } from "../DiskStorageError.js"
-import { DuplicateKey, ReleaseFailed, StorageUnlinked, UnlinkFailed } from "../DiskStorageError.js"
+import { DuplicateKey, ExtentsUnavailable, ReleaseFailed, StorageUnlinked, UnlinkFailed } from "../DiskStorageError.js"
 import { IoEngine } from "../IoEngine.js"
 import { Syscalls } from "../Syscalls.js"
 import type { Door } from "./door.js"
 import { makeDoor } from "./door.js"
+import { mapOf } from "./extents.js"
 import type { ResolvedOptions } from "./options.js"
 import { resolve } from "./options.js"
 import * as temporaryFile from "./temporaryFile.js"
@@ -149,6 +150,9 @@ const acquire = (
       alignment,
       allocation,
       ...transfers,
+      extents: door.enter(() =>
+        Effect.mapError(mapOf(syscalls, fd, 0, prepared.length), (cause) => new ExtentsUnavailable({ path, cause }))
+      ),
       withFd: (use) => door.enter((restore) => restore(use(fd))),
       unlinked: Effect.sync(() => !file.linked),
       unlink,

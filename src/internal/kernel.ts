@@ -5,7 +5,7 @@
  */
 import * as Effect from "effect/Effect"
 import { errnos, SyscallError, TypeId } from "../Syscalls.js"
-import type { OpenFlags, Statfs, Statx, SyscallName, Syscalls } from "../Syscalls.js"
+import type { CacheStat, FiemapExtent, OpenFlags, Statfs, Statx, SyscallName, Syscalls } from "../Syscalls.js"
 
 /** What a call fills in, as C does through a pointer. */
 export type Out<A> = { value?: A }
@@ -28,6 +28,19 @@ export interface Kernel {
   readonly fstatfs: (fd: number, out: Out<Statfs>) => Effect.Effect<number>
   readonly unlink: (path: string) => Effect.Effect<number>
   readonly close: (fd: number) => Effect.Effect<number>
+  readonly fadvise: (fd: number, offset: number, length: number, advice: number) => Effect.Effect<number>
+  readonly cachestat: (fd: number, offset: number, length: number, out: Out<CacheStat>) => Effect.Effect<number>
+  readonly fiemap: (
+    fd: number,
+    offset: number,
+    length: number,
+    out: Out<ReadonlyArray<FiemapExtent>>
+  ) => Effect.Effect<number>
+  readonly ficlone: (fd: number, source: number) => Effect.Effect<number>
+  readonly mmap: (fd: number, offset: number, length: number, populate: boolean) => Effect.Effect<number>
+  readonly mincore: (address: number, length: number, resident: Out<number>) => Effect.Effect<number>
+  readonly munmap: (address: number, length: number) => Effect.Effect<number>
+  readonly dlopen: (library: string) => Effect.Effect<number>
 }
 
 /** Bound on retries of one call after EINTR; a signal storm that long is an answer too. */
@@ -37,7 +50,7 @@ const names = new Map<number, string>(Object.entries(errnos).map(([code, errno])
 
 export const errnoCode = (errno: number): string => names.get(errno) ?? `E${errno}`
 
-type Target = { readonly path: string } | { readonly fd: number }
+type Target = { readonly path?: string; readonly fd?: number }
 
 const failure = (syscall: SyscallName, errno: number, target: Target) =>
   new SyscallError({ syscall, errno, code: errnoCode(errno), ...target })
@@ -96,5 +109,26 @@ export const fromKernel = (kernel: Kernel): Syscalls => ({
   statx: (fd) => Effect.map(callOut<Statx>("statx", { fd }, (out) => kernel.statx(fd, out)), (out) => out.value),
   fstatfs: (fd) => Effect.map(callOut<Statfs>("fstatfs", { fd }, (out) => kernel.fstatfs(fd, out)), (out) => out.value),
   unlink: (path) => Effect.asVoid(call("unlink", { path }, kernel.unlink(path))),
-  close: (fd) => Effect.asVoid(call("close", { fd }, kernel.close(fd), 0))
+  close: (fd) => Effect.asVoid(call("close", { fd }, kernel.close(fd), 0)),
+  fadvise: (fd, offset, length, advice) =>
+    Effect.asVoid(call("fadvise", { fd }, kernel.fadvise(fd, offset, length, advice))),
+  cachestat: (fd, offset, length) =>
+    Effect.map(
+      callOut<CacheStat>("cachestat", { fd }, (out) => kernel.cachestat(fd, offset, length, out)),
+      (out) => out.value
+    ),
+  fiemap: (fd, offset, length) =>
+    Effect.map(
+      callOut<ReadonlyArray<FiemapExtent>>("fiemap", { fd }, (out) => kernel.fiemap(fd, offset, length, out)),
+      (out) => out.value
+    ),
+  ficlone: (fd, source) => Effect.asVoid(call("ficlone", { fd }, kernel.ficlone(fd, source))),
+  mmap: (fd, offset, length, populate) => call("mmap", { fd }, kernel.mmap(fd, offset, length, populate)),
+  mincore: (address, length) =>
+    Effect.map(
+      callOut<number>("mincore", {}, (resident) => kernel.mincore(address, length, resident)),
+      (out) => out.value
+    ),
+  munmap: (address, length) => Effect.asVoid(call("munmap", {}, kernel.munmap(address, length))),
+  dlopen: (library) => Effect.asVoid(call("dlopen", { path: library }, kernel.dlopen(library)))
 })

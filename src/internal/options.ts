@@ -9,7 +9,7 @@ import { InvalidOption } from "../DiskStorageError.js"
 export interface ResolvedOptions {
   readonly size: number
   readonly directory: string
-  readonly directIo: "required" | "preferred" | "disabled"
+  readonly directIo: "proven" | "required" | "preferred" | "disabled"
   readonly openStrategy: "default" | "open-direct"
   readonly fallback: "truncate" | "zero-fill"
   readonly prewrite: boolean
@@ -58,7 +58,7 @@ export const resolve = (options: DiskStorageOptions): Effect.Effect<ResolvedOpti
       directory,
       prewrite,
       earlyUnlink,
-      directIo: yield* oneOf("directIo", ["required", "preferred", "disabled"], options.directIo, "required"),
+      directIo: yield* oneOf("directIo", ["proven", "required", "preferred", "disabled"], options.directIo, "required"),
       openStrategy: yield* oneOf("openStrategy", ["default", "open-direct"], options.openStrategy, "default"),
       fallback: yield* oneOf("fallback", ["truncate", "zero-fill"], options.fallback, "truncate")
     }

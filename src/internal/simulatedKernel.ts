@@ -6,7 +6,7 @@ import * as FiberId from "effect/FiberId"
 import { Buffer } from "node:buffer"
 import type { Fault, JournalEntry, Leaks, Profile, SimulatedKernel, SimulatedOptions } from "../SimulatedSyscalls.js"
 import type { ErrnoCode, OpenFlags, Statx, SyscallName } from "../Syscalls.js"
-import { errnos, FS_NOCOW_FL } from "../Syscalls.js"
+import { errnos, FS_NOCOW_FL, POSIX_FADV_DONTNEED } from "../Syscalls.js"
 import type { Kernel } from "./kernel.js"
 import type { Transfer } from "./simulatedDevice.js"
 import { addressAlignment } from "./slab.js"
@@ -24,6 +24,12 @@ interface Filesystem {
   /** How inode flags are taken: NOCOW too, all but NOCOW, or not at all. */
   readonly inodeFlags: "nocow" | "no nocow" | "none"
   readonly copyOnWrite: boolean
+  /**
+   * Where transfers with O_DIRECT go: past the page cache, into it, or, writes alone, through it with their pages dropped
+   * behind them, as far as nobody has them mapped.
+   */
+  readonly pageCache: "bypassed" | "used" | "used and dropped"
+  readonly fiemap: boolean
   readonly maxFileBytes: number
 }
 
@@ -38,6 +44,8 @@ const ext4: Filesystem = {
   strict: { memory: 512, offset: 512 },
   inodeFlags: "no nocow",
   copyOnWrite: false,
+  pageCache: "bypassed",
+  fiemap: true,
   // 2³² − 1 blocks of 4 KiB
   maxFileBytes: 16 * 1024 ** 4 - 4096
 }
@@ -57,7 +65,8 @@ const filesystems: { readonly [name in Profile]: Filesystem } = {
     fallocate: false,
     directIo: undefined,
     strict: { memory: 4096, offset: 4096 },
-    inodeFlags: "none"
+    inodeFlags: "none",
+    fiemap: false
   },
   btrfs: {
     ...ext4,
@@ -66,9 +75,18 @@ const filesystems: { readonly [name in Profile]: Filesystem } = {
     strict: anyAlignment,
     inodeFlags: "nocow",
     copyOnWrite: true,
+    pageCache: "used and dropped",
     maxFileBytes: Infinity
   },
-  tmpfs: { ...ext4, type: 0x0102_1994, directIo: undefined, strict: anyAlignment, maxFileBytes: Infinity },
+  tmpfs: {
+    ...ext4,
+    type: 0x0102_1994,
+    directIo: undefined,
+    strict: anyAlignment,
+    pageCache: "used",
+    fiemap: false,
+    maxFileBytes: Infinity
+  },
   ramfs: {
     ...ext4,
     type: 0x8584_58f6,
@@ -78,6 +96,8 @@ const filesystems: { readonly [name in Profile]: Filesystem } = {
     directIo: undefined,
     strict: anyAlignment,
     inodeFlags: "none",
+    pageCache: "used",
+    fiemap: false,
     maxFileBytes: Infinity
   },
   storageScale: {
@@ -85,14 +105,34 @@ const filesystems: { readonly [name in Profile]: Filesystem } = {
     type: 0x4750_4653,
     setDirect: "ignored",
     directIo: undefined,
-    inodeFlags: "none"
+    inodeFlags: "none",
+    fiemap: false
   },
-  dataJournal: { ...ext4, directIo: { memoryAlignment: 0, offsetAlignment: 0 }, strict: anyAlignment }
+  dataJournal: {
+    ...ext4,
+    directIo: { memoryAlignment: 0, offsetAlignment: 0 },
+    strict: anyAlignment,
+    pageCache: "used"
+  }
 }
 
-const flags: OpenFlags = { O_RDWR: 0x2, O_CLOEXEC: 0x8_0000, O_DIRECT: 0x4000, O_NOFOLLOW: 0x2_0000 }
+const flags: OpenFlags = {
+  O_RDWR: 0x2,
+  O_CLOEXEC: 0x8_0000,
+  O_DIRECT: 0x4000,
+  O_NOFOLLOW: 0x2_0000,
+  O_DIRECTORY: 0x1_0000,
+  O_PATH: 0x20_0000,
+  O_NONBLOCK: 0x800
+}
 const O_ACCMODE = 0x3
 const O_WRONLY = 0x1
+
+// uapi/linux/fiemap.h
+const FIEMAP_EXTENT_LAST = 0x1
+const FIEMAP_EXTENT_UNWRITTEN = 0x800
+/** The most that one call gives. */
+const fiemapExtents = 128
 
 const blockBytes = 4096
 const nameMax = 255
@@ -105,6 +145,10 @@ interface File {
   readonly inode: bigint
   /** Allocated blocks by number; `undefined` reads as zeros. */
   readonly blocks: Map<number, Uint8Array | undefined>
+  /** Those of them that were written. */
+  readonly written: Set<number>
+  /** Those that the page cache holds; a page is as large as a block. */
+  readonly cached: Set<number>
   size: number
   links: number
   descriptors: number
@@ -131,6 +175,8 @@ export const make = (
   const names = new Map<string, File | "directory">([["", "directory"]])
   const initial = new Set<string>()
   const descriptions = new Map<number, Description>()
+  const mappings = new Map<number, { readonly file: File; readonly pages: ReadonlyArray<number> }>()
+  let nextAddress = 0x7f00_0000_0000
   let nextInode = 11n
   let nextName = 0
   let used = 0
@@ -165,6 +211,8 @@ export const make = (
   const newFile = (): File => ({
     inode: nextInode++,
     blocks: new Map(),
+    written: new Set(),
+    cached: new Set(),
     size: 0,
     links: 1,
     descriptors: 0,
@@ -197,6 +245,8 @@ export const make = (
     if (file.links > 0 || file.descriptors > 0) return
     used -= file.blocks.size * blockBytes
     file.blocks.clear()
+    file.written.clear()
+    file.cached.clear()
   }
 
   const openFile = (file: File, openFlags: number): Answer => {
@@ -220,7 +270,30 @@ export const make = (
         addressAlignment(bytes) < strict.memory)
   }
 
-  const read = ({ file }: Description, into: Uint8Array, offset: number): Answer => {
+  const pagesOf = (file: File, offset: number, length: number): ReadonlyArray<number> => {
+    const first = Math.floor(offset / blockBytes)
+    const end = Math.ceil(Math.min(offset + length, file.size) / blockBytes)
+    return Array.from({ length: Math.max(0, end - first) }, (_, index) => first + index)
+  }
+
+  const isMapped = (file: File, page: number) =>
+    [...mappings.values()].some((mapping) => mapping.file === file && mapping.pages.includes(page))
+
+  /** What a transfer leaves in the page cache. */
+  const cache = (kind: "read" | "write", { file, flags: held }: Description, offset: number, length: number) => {
+    const nocow = (file.inodeFlags & FS_NOCOW_FL) !== 0
+    const direct = (held & flags.O_DIRECT) !== 0
+    const used = !direct || filesystem.pageCache === "used"
+    const dropped = filesystem.pageCache === "used and dropped" && kind === "write" && !nocow
+    for (const page of pagesOf(file, offset, length)) {
+      if (used) file.cached.add(page)
+      else if (kind === "write" && !(dropped && isMapped(file, page))) file.cached.delete(page)
+    }
+  }
+
+  const read = (description: Description, into: Uint8Array, offset: number): Answer => {
+    const { file } = description
+    cache("read", description, offset, into.byteLength)
     const length = Math.max(0, Math.min(into.byteLength, file.size - offset))
     for (let done = 0; done < length;) {
       const at = offset + done
@@ -234,7 +307,8 @@ export const make = (
     return length
   }
 
-  const write = ({ file }: Description, from: Uint8Array, offset: number): Answer => {
+  const write = (description: Description, from: Uint8Array, offset: number): Answer => {
+    const { file } = description
     const copyOnWrite = filesystem.copyOnWrite && (file.inodeFlags & FS_NOCOW_FL) === 0
     let done = 0
     while (done < from.byteLength) {
@@ -247,6 +321,7 @@ export const make = (
       if (copyOnWrite) reserve(file, number)
       const bytes = from.subarray(done, done + count)
       const block = file.blocks.get(number)
+      file.written.add(number)
       if (block !== undefined) block.set(bytes, within)
       else if (!zeros.subarray(0, count).equals(bytes)) {
         const fresh = new Uint8Array(blockBytes)
@@ -256,6 +331,7 @@ export const make = (
       done += count
     }
     file.size = Math.max(file.size, offset + done)
+    cache("write", description, offset, done)
     return done === 0 && from.byteLength > 0 ? "ENOSPC" : done
   }
 
@@ -347,10 +423,18 @@ export const make = (
     open: (path, openFlags) =>
       perform("open", { path }, () => {
         const name = lookup(path)
-        if (typeof name === "string") return name
-        const file = names.get(name.path)
+        const reopened = /^\/proc\/self\/fd\/(\d+)$/.exec(path)?.[1]
+        const file = reopened !== undefined
+          ? descriptions.get(Number(reopened))?.file
+          : typeof name === "string"
+          ? name
+          : names.get(name.path)
         if (file === undefined) return "ENOENT"
-        if (file === "directory") return "EISDIR"
+        if (file === "directory") {
+          return (openFlags & O_ACCMODE) === 0 ? openFile(newFile(), openFlags) : "EISDIR"
+        }
+        if (typeof file === "string") return file
+        if ((openFlags & flags.O_DIRECTORY) !== 0) return "ENOTDIR"
         if ((openFlags & flags.O_DIRECT) !== 0 && filesystem.openDirect === "refused") return "EINVAL"
         return openFile(file, openFlags)
       }),
@@ -402,6 +486,8 @@ export const make = (
           for (const [block, bytes] of file.blocks) {
             if (block * blockBytes >= length) {
               file.blocks.delete(block)
+              file.written.delete(block)
+              file.cached.delete(block)
               used -= blockBytes
             } else bytes?.fill(0, Math.min(blockBytes, length - block * blockBytes))
           }
@@ -440,6 +526,7 @@ export const make = (
             deviceMinor: 1,
             inode: file.inode,
             links: file.links,
+            mountId: 1,
             size: file.size,
             allocated: file.blocks.size * blockBytes,
             directIo: filesystem.directIo
@@ -471,7 +558,60 @@ export const make = (
           file.descriptors -= 1
           forget(file)
           return 0
-        }))
+        })),
+    fadvise: (fd, offset, length, advice) =>
+      perform("fadvise", { fd, offset, length }, () =>
+        withDescription(fd, ({ file }) => {
+          if (advice !== POSIX_FADV_DONTNEED || filesystem.pageCache === "used") return 0
+          for (const page of pagesOf(file, offset, length)) if (!isMapped(file, page)) file.cached.delete(page)
+          return 0
+        })),
+    cachestat: (fd, offset, length, out) =>
+      perform("cachestat", { fd, offset, length }, () =>
+        withDescription(fd, ({ file }) => {
+          const cached = pagesOf(file, offset, length).filter((page) => file.cached.has(page)).length
+          out.value = { cached, dirty: 0, writeback: 0 }
+          return 0
+        })),
+    fiemap: (fd, offset, length, out) =>
+      perform("fiemap", { fd, offset, length }, () =>
+        withDescription(fd, ({ file }) => {
+          if (!filesystem.fiemap) return "EOPNOTSUPP"
+          const last = Math.max(...file.blocks.keys())
+          out.value = [...file.blocks.keys()]
+            .filter((block) => (block + 1) * blockBytes > offset && block * blockBytes < offset + length)
+            .sort((a, b) => a - b)
+            .slice(0, fiemapExtents)
+            .map((block) => ({
+              logical: block * blockBytes,
+              physical: (1024 + block) * blockBytes,
+              length: blockBytes,
+              flags: (file.written.has(block) ? 0 : FIEMAP_EXTENT_UNWRITTEN) |
+                (block === last ? FIEMAP_EXTENT_LAST : 0)
+            }))
+          return 0
+        })),
+    ficlone: (fd) => perform("ficlone", { fd }, () => "EOPNOTSUPP"),
+    mmap: (fd, offset, length, populate) =>
+      perform("mmap", { fd, offset, length }, () =>
+        withDescription(fd, ({ file }) => {
+          if (offset % blockBytes !== 0 || length <= 0) return "EINVAL"
+          const pages = pagesOf(file, offset, length)
+          if (populate) pages.forEach((page) => file.cached.add(page))
+          const address = nextAddress
+          nextAddress += Math.ceil(length / blockBytes) * blockBytes
+          mappings.set(address, { file, pages })
+          return address
+        })),
+    mincore: (address, length, resident) =>
+      perform("mincore", { length }, () => {
+        const mapping = mappings.get(address)
+        if (mapping === undefined) return "ENOMEM"
+        resident.value = mapping.pages.filter((page) => mapping.file.cached.has(page)).length
+        return 0
+      }),
+    munmap: (address, length) => perform("munmap", { length }, () => (mappings.delete(address) ? 0 : "EINVAL")),
+    dlopen: (path) => perform("dlopen", { path }, () => "ELIBACC")
   }
 
   const transfer: Transfer = (kind, fd, bytes, offset, most) => {
@@ -491,7 +631,8 @@ export const make = (
   const leaks = (): Leaks => ({
     fds: [...descriptions.keys()],
     files: [...names].filter(([path, file]) => file !== "directory" && !initial.has(path)).map(([path]) => path),
-    bytes: used
+    bytes: used,
+    mappings: mappings.size
   })
 
   return {

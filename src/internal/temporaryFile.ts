@@ -8,6 +8,7 @@ import {
   AllocationFailed,
   CreateFailed,
   DirectIoRefused,
+  DirectIoUnavailable,
   DirectoryUnusable,
   FileReplaced,
   OutOfSpace,
@@ -18,11 +19,12 @@ import type { SyscallError, Syscalls } from "../Syscalls.js"
 import { errnos, FALLOC_FL_WRITE_ZEROES, FS_NOCOW_FL } from "../Syscalls.js"
 import { BTRFS, copiesOnWrite, directIoVerdict, filesystemName, overwritesMayRunOutOfSpace } from "./filesystems.js"
 import * as linkedFiles from "./linkedFiles.js"
+import { observeRead, observeWrite } from "./observe.js"
 import type { ResolvedOptions } from "./options.js"
 import { ProgressListener } from "./progress.js"
 
 /** Unlike the Rust original's `dynamo-kvbm-disk-cache-`, whose live files must never be taken for ours. */
-const namePrefix = "dynamo-kvbm-disk-cache-eds-"
+export const namePrefix = "dynamo-kvbm-disk-cache-eds-"
 
 /** What one write of a zero-fill takes, and how many of them are in flight: an interruption waits for those. */
 const zeroFillBytes = 4 * 1024 * 1024
@@ -42,6 +44,8 @@ export interface TemporaryFile {
 /** What was found out about the file and done to it. */
 export interface Prepared {
   readonly fd: number
+  /** Bytes of the file: its size and the padding above. */
+  readonly length: number
   readonly filesystem: { readonly type: number; readonly name: string }
   readonly directIo: DirectIoState
   readonly alignment: Alignment
@@ -279,6 +283,35 @@ const zeroInDevice = (
     return true
   })
 
+/**
+ * Whether an overwrite and a read of the first `unit` bytes go past the page cache: real I/O, before anything is allocated that
+ * would take long.
+ */
+const prove = (
+  syscalls: Syscalls,
+  { path }: TemporaryFile,
+  fd: number,
+  { name, type }: Prepared["filesystem"],
+  unit: number,
+  said: DirectIoState
+): Effect.Effect<DirectIoState, DirectIoUnavailable | OutOfSpace | BufferUnavailable> =>
+  Effect.scoped(Effect.gen(function*() {
+    const { bytes } = yield* AlignedBuffer.make(unit)
+    const target = { fd, type }
+    const unavailable = (...reasons: ReadonlyArray<string>) =>
+      new DirectIoUnavailable({ path, filesystem: name, reasons })
+    yield* Effect.mapError(syscalls.pwrite(fd, bytes, 0), (cause) =>
+      isNoRoom(cause)
+        ? new OutOfSpace({ path, method: "fallocate", needed: unit, cause })
+        : unavailable(cause.message))
+    const write = yield* observeWrite(syscalls, target, 0, bytes)
+    const read = yield* observeRead(syscalls, target, 0, bytes)
+    if (write.path === "direct" && read.path === "direct") {
+      return { flag: true, verdict: "direct", reason: `proven: ${write.evidence}, and ${read.evidence}` }
+    }
+    return yield* unavailable(`write: ${write.evidence}`, `read: ${read.evidence}`, said.reason)
+  }))
+
 type AllocateError = OutOfSpace | AllocationFailed | BufferUnavailable | IoStalled
 
 const allocate = (
@@ -358,11 +391,14 @@ export const prepare = (
         cause: direct.refused
       })
       if (options.directIo === "required") return yield* refused
+      if (options.directIo === "proven") {
+        return yield* new DirectIoUnavailable({ path, filesystem: filesystem.name, reasons: [refused.message] })
+      }
       yield* Effect.logWarning("I/O is buffered", refused)
     }
 
     const answered = (yield* Effect.mapError(syscalls.statx(fd), failedAt("inspect", path))).directIo
-    const accepted: DirectIoState = direct.flag
+    const said: DirectIoState = direct.flag
       ? { flag: true, ...directIoVerdict(type, nocow, answered) }
       : {
         flag: false,
@@ -371,11 +407,18 @@ export const prepare = (
       }
     // A page satisfies every filesystem that takes the flag and does not say what it wants; btrfs wants its own block.
     const unanswered = type === BTRFS ? Math.max(AlignedBuffer.pageSize, blockSize) : AlignedBuffer.pageSize
+    // A refused NOCOW has been warned of.
+    if (options.directIo !== "proven" && direct.flag && type !== BTRFS && said.verdict === "buffered") {
+      yield* Effect.logWarning("O_DIRECT was accepted, and I/O is buffered all the same").pipe(
+        Effect.annotateLogs({ path, reason: said.reason })
+      )
+    }
     const offset = direct.flag ? answered?.offsetAlignment || unanswered : 1
     const alignment = { memory: direct.flag ? answered?.memoryAlignment || unanswered : 1, offset, length: offset }
 
     // Whole pages, so that an aligned write of the last one neither grows nor fails; what is above `size` is padding.
     const unit = Math.max(AlignedBuffer.pageSize, offset)
+    const accepted = options.directIo === "proven" ? yield* prove(syscalls, file, fd, filesystem, unit, said) : said
     const length = Math.ceil(options.size / unit) * unit
     const useless = options.prewrite ? copiesOnWrite(type, nocow) : undefined
     if (useless !== undefined) return yield* new PrewriteRefused({ path, filesystem: filesystem.name, reason: useless })
@@ -399,5 +442,5 @@ export const prepare = (
         alignment: offset
       })
     )
-    return { fd, filesystem, directIo, alignment, allocation }
+    return { fd, length, filesystem, directIo, alignment, allocation }
   })

@@ -33,6 +33,7 @@ type AcquireError =
   | Errors.CreateFailed
   | Errors.FileReplaced
   | Errors.DirectIoRefused
+  | Errors.DirectIoUnavailable
   | Errors.OutOfSpace
   | Errors.AllocationFailed
   | Errors.PrewriteRefused

@@ -2,8 +2,10 @@
 import * as Effect from "effect/Effect"
 import type { PlatformNotSupported } from "../../DiskStorageError.js"
 import { errnos } from "../../Syscalls.js"
+import type { FiemapExtent } from "../../Syscalls.js"
 import type { Kernel } from "../kernel.js"
 import * as linkedFiles from "../linkedFiles.js"
+import { pageSize } from "../slab.js"
 import { native } from "./native.js"
 import type { Argument, CFunction } from "./native.js"
 
@@ -12,11 +14,35 @@ const F_GETFL = 3
 const F_SETFL = 4
 const FS_IOC_GETFLAGS = 0x8008_6601
 const FS_IOC_SETFLAGS = 0x4008_6602
+const FICLONE = 0x4004_9409
+
+// uapi/linux/fiemap.h: struct fiemap of 32 bytes, then as many struct fiemap_extent of 56 as were asked for.
+const FS_IOC_FIEMAP = 0xc020_660b
+const fiemapBytes = 32
+const fiemapExtentBytes = 56
+const fiemapExtents = 128
 
 // uapi/linux/stat.h
 const AT_EMPTY_PATH = 0x1000
 const STATX_BASIC_STATS = 0x7ff
+const STATX_MNT_ID = 0x1000
 const STATX_DIOALIGN = 0x2000
+const STATX_DIO_READ_ALIGN = 0x2_0000
+const statxMask = STATX_BASIC_STATS | STATX_MNT_ID | STATX_DIOALIGN | STATX_DIO_READ_ALIGN
+
+/** The same on x86-64 and arm64 (`uapi/asm-generic/unistd.h`). */
+const SYS_cachestat = 451
+
+// uapi/asm-generic/mman-common.h and mman.h
+const PROT_READ = 0x1
+const MAP_SHARED = 0x1
+const MAP_POPULATE = 0x8000
+
+// dlfcn.h of glibc and musl
+const RTLD_LAZY = 0x1
+
+/** One entry of `mincore`'s vector says of a page, in its lowest bit, whether it is there. */
+const residentPages = (vector: Uint8Array) => vector.reduce((pages, entry) => pages + (entry & 1), 0)
 
 /**
  * libuv's pool has four threads that fs, dns, zlib and crypto share; koffi's off-thread calls take at most two of them.
@@ -53,6 +79,14 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
   const fstatfs = yield* declare("fstatfs", "int", ["int", "void *"])
   const unlink = yield* declare("unlink", "int", ["str"])
   const close = yield* declare("close", "int", ["int"])
+  const posixFadvise = yield* declare("posix_fadvise", "int", ["int", "int64_t", "int64_t", "int"])
+  const cachestat = yield* declare("syscall", "long", ["long", "unsigned int", "void *", "void *", "unsigned int"])
+  const ioctlNumber = yield* declare("ioctl", "int", ["int", "unsigned long", "long"])
+  // Addresses as numbers: nothing here reads or writes through them, and user space ends far below 2⁵³.
+  const mmap = yield* declare("mmap", "int64_t", ["int64_t", "size_t", "int", "int", "int", "int64_t"])
+  const mincore = yield* declare("mincore", "int", ["int64_t", "size_t", "void *"])
+  const munmap = yield* declare("munmap", "int", ["int64_t", "size_t"])
+  const dlopen = yield* declare("dlopen", "int64_t", ["str", "int"])
 
   /** koffi keeps errno per thread: read at once after a call, or inside the callback of one. */
   const outcome = (result: number) => (result < 0 ? -koffi.errno() : result)
@@ -133,19 +167,25 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
         const bytes = new Uint8Array(buffer.buffer)
         return offThread(
           statx,
-          [architecture.statx, fd, "", AT_EMPTY_PATH, STATX_BASIC_STATS | STATX_DIOALIGN, bytes],
+          [architecture.statx, fd, "", AT_EMPTY_PATH, statxMask, bytes],
           {
             done: () => {
+              const mask = buffer.getUint32(0, true)
               out.value = {
+                mountId: (mask & STATX_MNT_ID) === 0 ? undefined : Number(buffer.getBigUint64(0x90, true)),
                 links: buffer.getUint32(0x10, true),
                 inode: buffer.getBigUint64(0x20, true),
                 size: Number(buffer.getBigUint64(0x28, true)),
                 allocated: Number(buffer.getBigUint64(0x30, true)) * 512,
                 deviceMajor: buffer.getUint32(0x88, true),
                 deviceMinor: buffer.getUint32(0x8c, true),
-                directIo: (buffer.getUint32(0, true) & STATX_DIOALIGN) === 0
+                directIo: (mask & STATX_DIOALIGN) === 0
                   ? undefined
-                  : { memoryAlignment: buffer.getUint32(0x98, true), offsetAlignment: buffer.getUint32(0x9c, true) }
+                  : {
+                    memoryAlignment: buffer.getUint32(0x98, true),
+                    offsetAlignment: buffer.getUint32(0x9c, true),
+                    readOffsetAlignment: (mask & STATX_DIO_READ_ALIGN) === 0 ? undefined : buffer.getUint32(0xb4, true)
+                  }
               }
             }
           }
@@ -175,7 +215,58 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
           if (result === 0 || result === -errnos.ENOENT) linkedFiles.forget(path)
         }
       }),
-    close: (fd) => offThread(close, [fd])
+    close: (fd) => offThread(close, [fd]),
+    fadvise: (fd, offset, length, advice) =>
+      // This one returns its error and leaves errno alone.
+      Effect.map(offThread(posixFadvise, [fd, offset, length, advice]), (error) => -error),
+    cachestat: (fd, offset, length, out) =>
+      Effect.suspend(() => {
+        const range = new Uint8Array(BigUint64Array.of(BigInt(offset), BigInt(length)).buffer)
+        // cached, dirty, under writeback, evicted, recently evicted
+        const pages = new BigUint64Array(5)
+        return offThread(cachestat, [SYS_cachestat, fd, range, new Uint8Array(pages.buffer), 0], {
+          done: () => {
+            out.value = { cached: Number(pages[0]), dirty: Number(pages[1]), writeback: Number(pages[2]) }
+          }
+        })
+      }),
+    fiemap: (fd, offset, length, out) =>
+      Effect.suspend(() => {
+        const buffer = new DataView(new ArrayBuffer(fiemapBytes + fiemapExtents * fiemapExtentBytes))
+        buffer.setBigUint64(0, BigInt(offset), true)
+        buffer.setBigUint64(8, BigInt(length), true)
+        buffer.setUint32(24, fiemapExtents, true)
+        return offThread(ioctl, [fd, FS_IOC_FIEMAP, new Uint8Array(buffer.buffer)], {
+          done: () => {
+            out.value = Array.from({ length: buffer.getUint32(20, true) }, (_, index): FiemapExtent => {
+              const at = fiemapBytes + index * fiemapExtentBytes
+              const field = (place: number) => Number(buffer.getBigUint64(at + place, true))
+              return {
+                logical: field(0),
+                physical: field(8),
+                length: field(16),
+                flags: buffer.getUint32(at + 40, true)
+              }
+            })
+          }
+        })
+      }),
+    ficlone: (fd, source) => offThread(ioctlNumber, [fd, FICLONE, source]),
+    mmap: (fd, offset, length, populate) =>
+      offThread(mmap, [0, length, PROT_READ, MAP_SHARED | (populate ? MAP_POPULATE : 0), fd, offset]),
+    mincore: (address, length, resident) =>
+      Effect.suspend(() => {
+        const vector = new Uint8Array(Math.ceil(length / pageSize))
+        return offThread(mincore, [address, length, vector], {
+          done: () => {
+            resident.value = residentPages(vector)
+          }
+        })
+      }),
+    munmap: (address, length) => offThread(munmap, [address, length]),
+    dlopen: (library) =>
+      // What went wrong, dlerror tells the thread that called, and no other.
+      Effect.map(offThread(dlopen, [library, RTLD_LAZY]), (handle) => (handle === 0 ? -errnos.ELIBACC : 0))
   }
   return kernel
 })

@@ -26,12 +26,28 @@ interface Architecture {
 /** What differs between the two architectures (`uapi/asm/fcntl.h` and the system call tables). */
 const architectures: { readonly [arch: string]: Architecture } = {
   x64: {
-    flags: { O_RDWR: 0x2, O_CLOEXEC: 0x8_0000, O_DIRECT: 0x4000, O_NOFOLLOW: 0x2_0000 },
+    flags: {
+      O_RDWR: 0x2,
+      O_CLOEXEC: 0x8_0000,
+      O_DIRECT: 0x4000,
+      O_NOFOLLOW: 0x2_0000,
+      O_DIRECTORY: 0x1_0000,
+      O_PATH: 0x20_0000,
+      O_NONBLOCK: 0x800
+    },
     statx: 332,
     aio: { io_setup: 206, io_destroy: 207, io_getevents: 208, io_submit: 209 }
   },
   arm64: {
-    flags: { O_RDWR: 0x2, O_CLOEXEC: 0x8_0000, O_DIRECT: 0x1_0000, O_NOFOLLOW: 0x8000 },
+    flags: {
+      O_RDWR: 0x2,
+      O_CLOEXEC: 0x8_0000,
+      O_DIRECT: 0x1_0000,
+      O_NOFOLLOW: 0x8000,
+      O_DIRECTORY: 0x4000,
+      O_PATH: 0x20_0000,
+      O_NONBLOCK: 0x800
+    },
     statx: 291,
     aio: { io_setup: 0, io_destroy: 1, io_getevents: 4, io_submit: 2 }
   }

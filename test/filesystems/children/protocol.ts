@@ -5,6 +5,7 @@ import {
   BufferUnavailable,
   CreateFailed,
   DirectIoRefused,
+  DirectIoUnavailable,
   DirectoryUnusable,
   FileReplaced,
   InvalidOption,
@@ -21,7 +22,7 @@ import {
 export const Task = Schema.parseJson(Schema.Struct({
   size: Schema.Number,
   directory: Schema.String,
-  directIo: Schema.optionalWith(Schema.Literal("required", "preferred", "disabled"), { exact: true }),
+  directIo: Schema.optionalWith(Schema.Literal("proven", "required", "preferred", "disabled"), { exact: true }),
   fallback: Schema.optionalWith(Schema.Literal("truncate", "zero-fill"), { exact: true }),
   earlyUnlink: Schema.optionalWith(Schema.Boolean, { exact: true }),
   /** The user to become once everything is loaded. */
@@ -37,6 +38,7 @@ const Failure = Schema.Union(
   BufferUnavailable,
   CreateFailed,
   DirectIoRefused,
+  DirectIoUnavailable,
   DirectoryUnusable,
   FileReplaced,
   InvalidOption,

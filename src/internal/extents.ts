@@ -1,0 +1,71 @@
+/** The map of a file, from FIEMAP. */
+import * as Effect from "effect/Effect"
+import type { Extent, ExtentKind } from "../DiskStorage.js"
+import type { SyscallError, Syscalls } from "../Syscalls.js"
+
+// uapi/linux/fiemap.h
+const LAST = 0x1
+const UNKNOWN = 0x2
+const DELALLOC = 0x4
+const ENCODED = 0x8
+const DATA_ENCRYPTED = 0x80
+const DATA_INLINE = 0x200
+const UNWRITTEN = 0x800
+const SHARED = 0x2000
+
+/** Most telling first: an extent has several flags, and a delayed one is always of unknown place, too. */
+const kinds: ReadonlyArray<readonly [number, ExtentKind]> = [
+  [DATA_INLINE, "inline"],
+  [DELALLOC, "delayed"],
+  [ENCODED | DATA_ENCRYPTED, "encoded"],
+  [SHARED, "shared"],
+  [UNWRITTEN, "unwritten"],
+  [UNKNOWN, "unknown"]
+]
+
+const kindOf = (flags: number): ExtentKind => kinds.find(([bits]) => (flags & bits) !== 0)?.[1] ?? "written"
+
+/** The extents from `offset` to `end`, holes between them included; neighbours of one kind and the same flags are one. */
+export const mapOf = (
+  syscalls: Syscalls,
+  fd: number,
+  offset: number,
+  end: number
+): Effect.Effect<ReadonlyArray<Extent>, SyscallError> =>
+  Effect.gen(function*() {
+    const map: Array<Extent> = []
+    let at = offset
+    const append = (until: number, kind: ExtentKind, flags: number) => {
+      const previous = map.at(-1)
+      const length = Math.min(until, end) - at
+      if (length <= 0) return
+      if (previous !== undefined && previous.kind === kind && previous.flags === flags) {
+        map[map.length - 1] = { ...previous, length: previous.length + length }
+      } else map.push({ offset: at, length, kind, flags })
+      at += length
+    }
+    for (let more = true; more && at < end;) {
+      const found = yield* syscalls.fiemap(fd, at, end - at)
+      for (const { flags, length, logical } of found) {
+        append(logical, "hole", 0)
+        append(logical + length, kindOf(flags), flags & ~LAST)
+      }
+      const last = found.at(-1)
+      // The kernel gives what lies above the last answer; should it not, this ends.
+      more = last !== undefined && (last.flags & LAST) === 0 && at === last.logical + last.length
+    }
+    append(end, "hole", 0)
+    return map
+  })
+
+/** Which kinds of extent a range is made of, each once; `null` where the filesystem has no map. */
+export const kindsIn = (
+  syscalls: Syscalls,
+  fd: number,
+  offset: number,
+  length: number
+): Effect.Effect<ReadonlyArray<ExtentKind> | null> =>
+  Effect.match(mapOf(syscalls, fd, offset, offset + length), {
+    onFailure: () => null,
+    onSuccess: (map) => [...new Set(map.map(({ kind }) => kind))]
+  })
