@@ -1,14 +1,19 @@
 #!/usr/bin/env node
 /** The command `effect-disk-storage`: the edge of a program, where the world is touched. */
 import * as Command from "@effect/cli/Command"
+import * as HelpDoc from "@effect/cli/HelpDoc"
 import * as ValidationError from "@effect/cli/ValidationError"
 import * as NodeContext from "@effect/platform-node/NodeContext"
+import * as Cause from "effect/Cause"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import { readFileSync } from "node:fs"
 import * as ProcessRuntime from "../ProcessRuntime.js"
 import { bench } from "./bench/command.js"
+import * as terminal from "./terminal.js"
 
 /** As deep below the root of the package from `src/cli` as from `dist/cli`. */
 const { version } = Schema.decodeSync(Schema.parseJson(Schema.Struct({ version: Schema.String })))(
@@ -20,11 +25,41 @@ const command = Command.make("effect-disk-storage").pipe(
   Command.withSubcommands([bench])
 )
 
-const run = Command.run(command, { name: "effect-disk-storage", version, executable: "effect-disk-storage" })
+/** Below every help. 64 and 70 are EX_USAGE and EX_SOFTWARE of sysexits.h. */
+const footer = HelpDoc.sequence(
+  HelpDoc.h1("EXIT CODES"),
+  HelpDoc.enumeration([
+    HelpDoc.p("0: done"),
+    HelpDoc.p("1: bench refuses or fails"),
+    HelpDoc.p("64: wrong arguments"),
+    HelpDoc.p("70: a defect of this program"),
+    HelpDoc.p("128 + n: ended by signal n")
+  ])
+)
+
+const run = Command.run(command, {
+  name: "effect-disk-storage",
+  version,
+  executable: "effect-disk-storage",
+  footer
+})
+
+/** As `footer` says. */
+const exitCode = (cause: Cause.Cause<unknown>): number =>
+  Option.match(Cause.failureOption(cause), {
+    onNone: () => 70,
+    onSome: (error) => ValidationError.isValidationError(error) ? 64 : 1
+  })
 
 run(process.argv).pipe(
   // What is wrong with the arguments has been printed by the parser.
   Effect.tapError((error) => ValidationError.isValidationError(error) ? Effect.void : Console.error(error.message)),
-  Effect.provide(NodeContext.layer),
-  ProcessRuntime.runMain({ disableErrorReporting: true })
+  Effect.tapDefect((defect) => Console.error(Cause.pretty(defect))),
+  terminal.withColoursWhereTheyBelong,
+  Effect.provide([NodeContext.layer, terminal.loggerLayer]),
+  ProcessRuntime.runMain({
+    disableErrorReporting: true,
+    disablePrettyLogger: true,
+    teardown: (exit, onExit) => onExit(Exit.match(exit, { onSuccess: () => 0, onFailure: exitCode }))
+  })
 )
