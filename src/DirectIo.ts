@@ -4,8 +4,18 @@
  *
  * @since 0.1.0
  */
+import type * as FileSystem from "@effect/platform/FileSystem"
+import type * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
+import type { DiskStorage, Extent } from "./DiskStorage.js"
 import { ExtentKind } from "./DiskStorage.js"
+import type { BufferUnavailable, DirectoryUnusable, ExtentsUnavailable, StorageClosed } from "./DiskStorageError.js"
+import { rows } from "./internal/directIo/conditions.js"
+import { gpuConditions } from "./internal/directIo/gpu.js"
+import * as internal from "./internal/directIo/inspect.js"
+import * as internalExtents from "./internal/extents.js"
+import type { IoEngine } from "./IoEngine.js"
+import type { Syscalls } from "./Syscalls.js"
 
 /**
  * The verdict on I/O with O_DIRECT here:
@@ -345,3 +355,71 @@ export const DirectIoReport = Schema.Struct({
  * @category models
  */
 export type DirectIoReport = typeof DirectIoReport.Type
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface InspectOptions {
+  /**
+   * Time reads, first writes and rewrites, too: five rounds over a file of 64 MiB, which the directory must have room for twice. Default
+   * false.
+   */
+  readonly measure?: boolean | undefined
+}
+
+/**
+ * Inspects a directory: its filesystem and the disks below, real I/O on a small file of its own (some MiB, without a name from the
+ * start, gone at the end), every condition of the O_DIRECT guide, and the verdicts on I/O and on GPUDirect Storage. It needs neither
+ * root, a GPU nor CUDA, and changes nothing; libcufile stays loaded where there is one.
+ *
+ * Fails with `DirectoryUnusable` when there is no such directory, or no way to it. Everything else that cannot be seen or done is part of
+ * the report: `probeFailure`, `unseen`, rows that are `unknown`.
+ *
+ * @example
+ * ```ts
+ * import { DirectIo, Linux } from "effect-disk-storage"
+ * import { NodeContext } from "@effect/platform-node"
+ * import * as Console from "effect/Console"
+ * import * as Effect from "effect/Effect"
+ *
+ * const program = DirectIo.inspect("/mnt/nvme").pipe(
+ *   Effect.flatMap(({ verdict }) => Console.log(verdict.io, verdict.reasons.io)),
+ *   Effect.provide(Linux.layer),
+ *   Effect.provide(NodeContext.layer)
+ * )
+ * ```
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const inspect: (
+  directory: string,
+  options?: InspectOptions
+) => Effect.Effect<
+  DirectIoReport,
+  DirectoryUnusable | BufferUnavailable,
+  Syscalls | IoEngine | FileSystem.FileSystem
+> = internal.inspect
+
+/**
+ * How each condition is decided: the rows of a report, in its order, by `id`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export const conditions: ReadonlyArray<
+  { readonly id: string; readonly section: string; readonly title: string; readonly decidedBy: string }
+> = [...gpuConditions, ...rows.map(({ decidedBy, id, section, title }) => ({ id, section, title, decidedBy }))]
+
+/**
+ * The map of a file, in order and without gaps: which condition the next write to a range meets. A path is opened to read, and nothing
+ * in it is changed. Fails with `ExtentsUnavailable` where the file cannot be opened or its filesystem has no map.
+ *
+ * @since 0.1.0
+ * @category combinators
+ */
+export const extents: {
+  (storage: DiskStorage): Effect.Effect<ReadonlyArray<Extent>, StorageClosed | ExtentsUnavailable>
+  (path: string): Effect.Effect<ReadonlyArray<Extent>, ExtentsUnavailable, Syscalls>
+} = internalExtents.extents

@@ -1,7 +1,10 @@
 /** The map of a file, from FIEMAP. */
 import * as Effect from "effect/Effect"
-import type { Extent, ExtentKind } from "../DiskStorage.js"
-import type { SyscallError, Syscalls } from "../Syscalls.js"
+import type { DiskStorage, Extent, ExtentKind } from "../DiskStorage.js"
+import type { StorageClosed } from "../DiskStorageError.js"
+import { ExtentsUnavailable } from "../DiskStorageError.js"
+import type { SyscallError } from "../Syscalls.js"
+import { Syscalls } from "../Syscalls.js"
 
 // uapi/linux/fiemap.h
 const LAST = 0x1
@@ -34,27 +37,27 @@ export const mapOf = (
 ): Effect.Effect<ReadonlyArray<Extent>, SyscallError> =>
   Effect.gen(function*() {
     const map: Array<Extent> = []
-    let at = offset
+    const cursor = { at: offset }
     const append = (until: number, kind: ExtentKind, flags: number) => {
       const previous = map.at(-1)
-      const length = Math.min(until, end) - at
+      const length = Math.min(until, end) - cursor.at
       if (length <= 0) return
       if (previous !== undefined && previous.kind === kind && previous.flags === flags) {
         map[map.length - 1] = { ...previous, length: previous.length + length }
-      } else map.push({ offset: at, length, kind, flags })
-      at += length
+      } else map.push({ offset: cursor.at, length, kind, flags })
+      cursor.at += length
     }
-    for (let more = true; more && at < end;) {
-      const found = yield* syscalls.fiemap(fd, at, end - at)
+    while (cursor.at < end) {
+      const begun = cursor.at
+      const found = yield* syscalls.fiemap(fd, begun, end - begun)
       for (const { flags, length, logical } of found) {
         append(logical, "hole", 0)
         append(logical + length, kindOf(flags), flags & ~LAST)
       }
       const last = found.at(-1)
       // The kernel gives what lies above the last answer; should it not, this ends.
-      more = last !== undefined && (last.flags & LAST) === 0 && at === last.logical + last.length
+      if (last === undefined || (last.flags & LAST) !== 0 || cursor.at === begun) append(end, "hole", 0)
     }
-    append(end, "hole", 0)
     return map
   })
 
@@ -69,3 +72,23 @@ export const kindsIn = (
     onFailure: () => null,
     onSuccess: (map) => [...new Set(map.map(({ kind }) => kind))]
   })
+
+const ofPath = (path: string): Effect.Effect<ReadonlyArray<Extent>, ExtentsUnavailable, Syscalls> =>
+  Effect.gen(function*() {
+    const syscalls = yield* Syscalls
+    // Without waiting for somebody at the other end of a FIFO.
+    const { O_CLOEXEC, O_NONBLOCK } = syscalls.flags
+    return yield* Effect.acquireUseRelease(
+      syscalls.open(path, O_NONBLOCK | O_CLOEXEC),
+      (fd) => Effect.flatMap(syscalls.statx(fd), ({ size }) => mapOf(syscalls, fd, 0, size)),
+      (fd) => Effect.ignore(syscalls.close(fd))
+    )
+  }).pipe(Effect.mapError((cause) => new ExtentsUnavailable({ path, cause })))
+
+export function extents(storage: DiskStorage): Effect.Effect<ReadonlyArray<Extent>, StorageClosed | ExtentsUnavailable>
+export function extents(path: string): Effect.Effect<ReadonlyArray<Extent>, ExtentsUnavailable, Syscalls>
+export function extents(
+  file: DiskStorage | string
+): Effect.Effect<ReadonlyArray<Extent>, StorageClosed | ExtentsUnavailable, Syscalls> {
+  return typeof file === "string" ? ofPath(file) : file.extents
+}

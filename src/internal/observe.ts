@@ -124,7 +124,11 @@ export const observeWrite = (
     (seen) => ({ ...seen, ...(incomplete(seen.result, from.byteLength) ?? judgeWrite(target.type, seen)) })
   )
 
+/** Whose pages are the storage itself. */
+const inMemory = new Set(["tmpfs", "ramfs"])
+
 const judgeRead = (
+  type: number,
   { cached, mapped }: Pick<Observation, "cached" | "mapped">
 ): Pick<Observation, "path" | "evidence"> => {
   const before = Math.max(mapped?.before ?? 0, cached?.before ?? 0)

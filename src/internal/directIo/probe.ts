@@ -46,7 +46,14 @@ export interface Findings {
   readonly alignment: Pick<Alignment, "read" | "write">
   /** Whether a buffered write had its blocks chosen at once, or later. */
   readonly delayed: boolean | undefined
+  /** ZFS: writes that the pool counted past its ARC and through it, while `made` direct ones were made. */
+  readonly poolWrites: (PoolWrites & { readonly made: number }) | undefined
   readonly failure: ProbeFailure | null
+}
+
+export interface PoolWrites {
+  readonly direct: number
+  readonly arc: number
 }
 
 interface File {
@@ -66,6 +73,7 @@ interface Tools {
   readonly dirtied: Effect.Effect<number | undefined>
   /** Whether a direct write dirties pages of a file that a loop device below reads and writes through the page cache. */
   readonly dirtiesBelow: boolean
+  readonly poolWrites: Effect.Effect<PoolWrites | undefined>
 }
 
 const meanings: { readonly [code: string]: string } = {
@@ -350,6 +358,23 @@ const makeFile = (syscalls: Syscalls, directory: string, type: number, kind: Pro
     return { plain, file, inodeFlags, nocow, setFlag, openFlag }
   })
 
+/** Large direct writes, and what a pool of ZFS counted meanwhile; smaller ones than a record would go through its ARC. */
+const countPoolWrites = ({ bytes, poolWrites, syscalls }: Tools, { fd }: File) =>
+  Effect.gen(function*() {
+    const made = holeRounds
+    const from = bytes.subarray(0, holeBytes)
+    const before = yield* poolWrites
+    if (before === undefined) return undefined
+    for (let index = 0; index < made; index++) {
+      yield* Effect.mapError(
+        syscalls.pwrite(fd, from, places.end.offset + index * holeBytes),
+        failureAt("write to ZFS")
+      )
+    }
+    const after = yield* poolWrites
+    return after && { made, direct: after.direct - before.direct, arc: after.arc - before.arc }
+  })
+
 const inspectFile = (
   tools: Tools,
   directory: string,
@@ -385,6 +410,8 @@ const inspectFile = (
     const write = yield* findMultiples(tools, file, "write", pathOf("written"))
     findings.alignment = { write, read: yield* findMultiples(tools, file, "read", pathOf("read")) }
 
+    findings.poolWrites = yield* countPoolWrites(tools, file)
+
     const copied = yield* makeFile(syscalls, directory, type, kind)
     const copy = yield* makeFile(syscalls, directory, type, kind)
     if (copied.file !== undefined) yield* keep(tryShared(tools, copied.file, copy.plain))
@@ -400,7 +427,7 @@ const inspectFile = (
 export const probe = (
   directory: string,
   type: number,
-  dirtiesBelow: boolean
+  { dirtiesBelow, poolWrites }: Pick<Tools, "dirtiesBelow" | "poolWrites">
 ): Effect.Effect<Findings, BufferUnavailable, Syscalls | FileSystem.FileSystem> =>
   Effect.gen(function*() {
     const syscalls = yield* Syscalls
@@ -414,7 +441,7 @@ export const probe = (
         return count === undefined ? undefined : Number(count)
       }
     })
-    const tools = { syscalls, bytes, dirtied, dirtiesBelow }
+    const tools = { syscalls, bytes, dirtied, dirtiesBelow, poolWrites }
     const findings: Mutable<Findings> = {
       statx: undefined,
       inodeFlags: undefined,
@@ -424,6 +451,7 @@ export const probe = (
       probes: [],
       alignment: { read: null, write: null },
       delayed: undefined,
+      poolWrites: undefined,
       failure: null
     }
     const inspect = (kind: Probe["file"]) => Effect.scoped(inspectFile(tools, directory, type, kind, findings))

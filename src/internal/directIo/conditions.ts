@@ -1,0 +1,829 @@
+/**
+ * The conditions of sections 2.3 to 2.3.4 of the GPUDirect Storage O_DIRECT guide, one row each, decided from what was found. Where
+ * nothing tells, a row is `unknown`: a wrong "no" is worse.
+ */
+import type { BlockDevice, Condition, Filesystem, Probe, Unseen } from "../../DirectIo.js"
+import { FS_NOCOW_FL } from "../../Syscalls.js"
+import type { Mount } from "./mounts.js"
+import type { Findings } from "./probe.js"
+
+/** What is known of ZFS, from `/sys/module/zfs` (`zfs(4)`). */
+export interface ZfsFacts {
+  readonly version: string | null
+  /** The module's parameter `zfs_dio_enabled`; null before OpenZFS 2.3. */
+  readonly directEnabled: boolean | null
+}
+
+/** Everything that rows are decided from. */
+export interface Facts {
+  readonly filesystem: Filesystem
+  /** Of an overlay: the mount that its upper directory lies on. */
+  readonly upper: Mount | undefined
+  readonly devices: ReadonlyArray<BlockDevice>
+  /** Why the devices below are not all known; empty where they are. */
+  readonly devicesUnseen: ReadonlyArray<Unseen>
+  readonly findings: Findings
+  readonly zfs: ZfsFacts | undefined
+  /** btrfs: the profiles of its data (`single`, `raid1`, `raid5`, …); undefined where they are not told. */
+  readonly btrfsProfiles: ReadonlyArray<string> | undefined
+  /** Lustre: whether its client checks pages (`/sys/fs/lustre/osc/…/checksums`); undefined where that is not told. */
+  readonly lustreChecksums: boolean | undefined
+}
+
+type Decision = Pick<Condition, "applies" | "affects" | "evidence" | "remedy">
+
+interface Row extends Pick<Condition, "id" | "section" | "title" | "bearsOn"> {
+  /** How it is decided, for people. */
+  readonly decidedBy: string
+  readonly decide: (facts: Facts) => Decision
+}
+
+const no = (evidence: string): Decision => ({ applies: "no", affects: [], evidence, remedy: null })
+const yes = (affects: Condition["affects"], evidence: string, remedy: string | null = null): Decision => ({
+  applies: "yes",
+  affects,
+  evidence,
+  remedy
+})
+const unknown = (affects: Condition["affects"], evidence: string, remedy: string | null = null): Decision => ({
+  applies: "unknown",
+  affects,
+  evidence,
+  remedy
+})
+
+const readsAndWrites: Condition["affects"] = ["read", "write", "first write"]
+const writes: Condition["affects"] = ["write", "first write"]
+const firstWrites: Condition["affects"] = ["first write"]
+
+// What ioctl_iflags(2) names.
+const FS_COMPR_FL = 0x4
+const FS_ENCRYPT_FL = 0x800
+const FS_JOURNAL_DATA_FL = 0x4000
+
+const hasFlag = ({ findings }: Facts, flag: number) => ((findings.inodeFlags ?? 0) & flag) !== 0
+
+/** Local filesystems of the kernel whose behaviour is known here; rows about others cannot be decided by their absence. */
+const known = new Set(["ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "ramfs", "squashfs", "erofs", "f2fs"])
+
+/** The types that count: of an overlay, that of its upper directory's mount. */
+const typeOf = ({ filesystem, upper }: Facts): string =>
+  filesystem.type === "overlay" && upper !== undefined ? upper.type : filesystem.type
+
+const isKnown = (facts: Facts) => known.has(typeOf(facts))
+
+const optionsOf = ({ filesystem, upper }: Facts): ReadonlyArray<string> => [
+  ...filesystem.options,
+  ...(upper === undefined ? [] : [...upper.options, ...upper.superOptions])
+]
+
+const findOption = (facts: Facts, pattern: RegExp): string | undefined =>
+  optionsOf(facts).find((option) => pattern.test(option))
+
+const undecided = (facts: Facts, what: string, remedy: string | null = null): Decision =>
+  unknown(readsAndWrites, `${what} is not told for ${typeOf(facts)}`, remedy)
+
+const names = (devices: ReadonlyArray<BlockDevice>) =>
+  devices.map(({ detail, kind, name }) => `${name} (${detail === null ? kind : `${kind} ${detail}`})`).join(", ")
+
+/** Whose blocks are on other machines: what those do with the data needs no memory of this one (section 2.3.3). */
+const remote = new Set(["nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "ceph", "lustre", "beegfs", "wekafs"])
+
+/** A row about block devices: some that match apply; else the rest must be known. */
+const byDevice = (
+  facts: Facts,
+  matches: (device: BlockDevice) => boolean,
+  what: string,
+  remedy: string | null
+): Decision => {
+  const { devices, devicesUnseen } = facts
+  const type = typeOf(facts)
+  const found = devices.filter(matches)
+  if (found.length > 0) return yes(readsAndWrites, `${what}: ${names(found)}`, remedy)
+  const [unseen] = devicesUnseen
+  if (unseen !== undefined) {
+    return unknown(readsAndWrites, `the devices below are not all known: ${unseen.what}: ${unseen.reason}`, remedy)
+  }
+  if (devices.length > 0) return no(`the devices below are ${names(devices)}`)
+  if (remote.has(type)) return no(`${type} has no block device on this machine`)
+  return known.has(type)
+    ? no(`${type} has no block device`)
+    : unknown(readsAndWrites, `what ${type} keeps its data on is not visible from here`)
+}
+
+const isDm = (...targets: ReadonlyArray<string>) => ({ detail, kind }: BlockDevice) =>
+  kind === "dm" && detail !== null && targets.includes(detail)
+
+/** The devices decide where the filesystem itself does not. */
+const first = (...decisions: ReadonlyArray<Decision>): Decision =>
+  decisions.find(({ applies }) => applies === "yes") ?? decisions.find(({ applies }) => applies === "unknown") ??
+    decisions[0] ?? no("")
+
+const tried = ({ findings }: Facts, id: Probe["id"]) => findings.probes.filter((probe) => probe.id === id)
+
+const describe = ({ evidence, file, path }: Probe) =>
+  `${file === "nocow" ? "NOCOW file" : "file"}: ${path}, ${evidence}`
+
+const notProbed = ({ findings }: Facts) =>
+  findings.failure === null
+    ? "it was not tried: O_DIRECT cannot be had here"
+    : `it was not tried: ${findings.failure.message}`
+
+const nocowRemedy = "make the files NOCOW while they are empty, as DiskStorage does, or the directory: chattr +C DIR"
+
+/** What one try of real I/O says of a condition. */
+const byProbe = (
+  facts: Facts,
+  id: Probe["id"],
+  affects: Condition["affects"],
+  remedy: (facts: Facts) => string | null,
+  notTried: (probe: Probe) => Decision
+): Decision => {
+  const probes = tried(facts, id)
+  const evidence = probes.map(describe).join("; ")
+  const [one] = probes
+  if (one === undefined) return unknown(affects, notProbed(facts))
+  if (probes.some(({ path }) => path === "buffered" || path === "refused")) {
+    return yes(affects, evidence, probes.at(-1)?.path === "direct" ? nocowRemedy : remedy(facts))
+  }
+  if (probes.every(({ path }) => path === "not tried")) return notTried(one)
+  return probes.every(({ path }) => path === "direct") ? no(evidence) : unknown(affects, evidence)
+}
+
+const preallocate = "preallocate, as DiskStorage does, with prewrite: true so that every block has been written once"
+const zeroFill = "fill the file before use: DiskStorage with fallback: \"zero-fill\" or prewrite: true"
+
+/** The kinds of extent that were seen in a probe. */
+const sawExtent = ({ findings }: Facts, kind: "inline" | "encoded" | "delayed", id?: Probe["id"]) =>
+  findings.probes.find((probe) =>
+    (id === undefined || probe.id === id) &&
+    (probe.extentsBefore?.includes(kind) === true || probe.extentsAfter?.includes(kind) === true)
+  )
+
+const mappedInline = (facts: Facts): boolean | undefined =>
+  tried(facts, "inline").some(({ extentsAfter, extentsBefore }) => extentsBefore !== null && extentsAfter !== null)
+    ? sawExtent(facts, "inline", "inline") !== undefined
+    : undefined
+
+const small = "files of a page and more; a DiskStorage is never smaller"
+
+const inlineOf = (type: string, remedy: string) => (facts: Facts): Decision => {
+  if (typeOf(facts) !== type) return no(`the filesystem is ${typeOf(facts)}`)
+  const seen = mappedInline(facts)
+  if (seen === undefined) {
+    return unknown(readsAndWrites, "whether a file of 64 bytes lies inline could not be seen", remedy)
+  }
+  return seen
+    ? yes(readsAndWrites, "a file of 64 bytes lies inline (FIEMAP)", `${small}; or ${remedy}`)
+    : no("a file of 64 bytes has a block of its own (FIEMAP)")
+}
+
+const pageCache = (facts: Facts): Decision => {
+  const probes = [...tried(facts, "written"), ...tried(facts, "read")]
+  const evidence = probes.map((probe) => `${probe.id}: ${describe(probe)}`).join("; ")
+  if (probes.length === 0) return unknown(readsAndWrites, notProbed(facts))
+  const buffered = probes.filter(({ path }) => path === "buffered")
+  if (buffered.length === 0) {
+    return probes.every(({ path }) => path === "direct") ? no(evidence) : unknown(readsAndWrites, evidence)
+  }
+  const affects = [
+    ...(buffered.some(({ id }) => id === "read") ? ["read"] as const : []),
+    ...(buffered.some(({ id }) => id === "written") ? writes : [])
+  ]
+  const nocowIsDirect = probes.some(({ file }) => file === "nocow") &&
+    probes.every(({ file, path }) => file !== "nocow" || path === "direct")
+  return yes(affects, evidence, nocowIsDirect ? nocowRemedy : "another directory: the rows that apply say why")
+}
+
+const zfsArc = (facts: Facts): Decision => {
+  const { findings: { poolWrites }, zfs } = facts
+  if (typeOf(facts) !== "zfs" || zfs === undefined) return no(`the filesystem is ${typeOf(facts)}`)
+  const version = zfs.version ?? "of unknown version"
+  const look = `zfs get direct ${facts.filesystem.source ?? "DATASET"}`
+  if (zfs.directEnabled === null && /^(?:0|1|2\.[0-2])\./.test(version)) {
+    return yes(
+      readsAndWrites,
+      `OpenZFS ${version} takes O_DIRECT and uses its ARC all the same`,
+      "OpenZFS 2.3 or later"
+    )
+  }
+  if (zfs.directEnabled === false) {
+    return yes(
+      readsAndWrites,
+      `OpenZFS ${version}: its parameter zfs_dio_enabled is 0`,
+      "echo 1 > /sys/module/zfs/parameters/zfs_dio_enabled"
+    )
+  }
+  if (poolWrites !== undefined && poolWrites.direct === 0 && poolWrites.arc > 0) {
+    return yes(
+      readsAndWrites,
+      `while the probe wrote, the pool counted ${poolWrites.arc} writes through the ARC and none past it (kstat iostats)`,
+      `zfs set direct=standard ${facts.filesystem.source ?? "DATASET"}; see ${look}`
+    )
+  }
+  if (poolWrites !== undefined && poolWrites.direct >= poolWrites.made && poolWrites.arc === 0) {
+    return no(
+      `OpenZFS ${version}: the pool counted ${poolWrites.direct} writes, all past the ARC, while the probe wrote`
+    )
+  }
+  const counted = poolWrites === undefined
+    ? "the pool's iostats cannot be read"
+    : `the pool counted ${poolWrites.direct} direct writes and ${poolWrites.arc} through the ARC meanwhile, whosoever's`
+  return unknown(readsAndWrites, `OpenZFS ${version}: ${counted}`, look)
+}
+
+const flagIgnored = (facts: Facts): Decision => {
+  const { openFlag, setFlag } = facts.findings
+  const [written] = tried(facts, "written")
+  if (setFlag === null) return unknown(readsAndWrites, notProbed(facts))
+  if (setFlag === "refused" && openFlag === "refused") return no("O_DIRECT is refused, not ignored")
+  if (setFlag === "ignored") {
+    return yes(
+      readsAndWrites,
+      `fcntl(F_SETFL) takes O_DIRECT and does not keep it; open: ${openFlag}`,
+      openFlag === "kept" ? "DYN_KVBM_DISK_ALLOCATOR_TYPE=open-direct (option openStrategy)" : "another filesystem"
+    )
+  }
+  if (written === undefined || written.path === "unknown" || written.path === "not tried") {
+    return unknown(readsAndWrites, written?.evidence ?? notProbed(facts))
+  }
+  return written.path === "buffered"
+    ? yes(
+      writes,
+      `O_DIRECT is kept, and a write went through the page cache: ${written.evidence}`,
+      "see the other rows"
+    )
+    : no(`O_DIRECT is kept, and a write was ${written.path}`)
+}
+
+const dataJournaling = (facts: Facts): Decision => {
+  const type = typeOf(facts)
+  const option = findOption(facts, /^data=journal$/)
+  const evidence = [
+    ...(option === undefined ? [] : [`mounted with ${option}`]),
+    ...(hasFlag(facts, FS_JOURNAL_DATA_FL) ? ["files made here have the inode flag j (FS_JOURNAL_DATA_FL)"] : [])
+  ]
+  const { statx } = facts.findings
+  const remedy = hasFlag(facts, FS_JOURNAL_DATA_FL) && option === undefined
+    ? "chattr -j DIR, then new files"
+    : "mount with data=ordered"
+  if (evidence.length > 0) return yes(readsAndWrites, evidence.join("; "), remedy)
+  if (statx?.offsetAlignment === 0) {
+    return unknown(readsAndWrites, "statx answers 0/0, no direct I/O, as with data journaling or encryption", remedy)
+  }
+  if (type === "ext3" || type === "ext4") {
+    return statx === undefined
+      ? unknown(
+        readsAndWrites,
+        "no data=journal among the options; the default is in the superblock",
+        "tune2fs -l DEVICE"
+      )
+      : no(`statx answers with an alignment of ${statx.offsetAlignment}, which data journaling would not`)
+  }
+  return isKnown(facts) ? no(`${type} journals no data`) : undecided(facts, "data journaling")
+}
+
+const nocowInherited = (facts: Facts) => hasFlag(facts, FS_NOCOW_FL)
+
+const checksums = (facts: Facts): Decision => {
+  const type = typeOf(facts)
+  const security = findOption(facts, /^sec=krb5i$/)
+  const devices = byDevice(
+    facts,
+    (device) => device.integrity !== null || isDm("integrity")(device),
+    "checksums are kept beside the data by",
+    "integritysetup without tags, or a format without protection information (nvme format --pi=0)"
+  )
+  switch (type) {
+    case "btrfs":
+      return nocowInherited(facts)
+        ? first(no("files made here are NOCOW, and so without checksums"), devices)
+        : yes(readsAndWrites, "btrfs keeps checksums of the data of files that are not NOCOW", nocowRemedy)
+    case "zfs":
+    case "bcachefs":
+      return yes(readsAndWrites, `${type} computes checksums of all data in the CPU`, null)
+    case "lustre":
+      return facts.lustreChecksums === undefined
+        ? unknown(readsAndWrites, "osc.*.checksums cannot be read", "lctl get_param osc.*.checksums")
+        : facts.lustreChecksums
+        ? yes(readsAndWrites, "osc.*.checksums is 1: the client sums up every page", "lctl set_param osc.*.checksums=0")
+        : no("osc.*.checksums is 0")
+    case "nfs":
+    case "nfs4":
+      return security === undefined
+        ? no("not mounted with sec=krb5i or sec=krb5p")
+        : yes(
+          readsAndWrites,
+          `mounted with ${security}: the client signs every message`,
+          "mount with sec=sys or sec=krb5"
+        )
+    default:
+      return isKnown(facts)
+        ? first(devices, no(`${type} keeps no checksums of data`))
+        : undecided(facts, "checksums of data")
+  }
+}
+
+const compression = (facts: Facts): Decision => {
+  const type = typeOf(facts)
+  const option = findOption(facts, /^(?:compress(?:-force)?(?:=|$)|compress_algorithm=|compression=)/)
+  const encoded = sawExtent(facts, "encoded")
+  const evidence = [
+    ...(option === undefined || /=(?:no|none)$/.test(option) ? [] : [`mounted with ${option}`]),
+    ...(hasFlag(facts, FS_COMPR_FL) ? ["files made here have the inode flag c (FS_COMPR_FL)"] : []),
+    ...(encoded === undefined ? [] : [`the probe "${encoded.id}" left encoded extents (FIEMAP)`])
+  ]
+  if (type === "squashfs" || type === "erofs") return yes(["read"], `${type} images are compressed, as a rule`, null)
+  if (evidence.length > 0 && !hasFlag(facts, FS_ENCRYPT_FL)) {
+    return yes(readsAndWrites, evidence.join("; "), type === "btrfs" ? nocowRemedy : "mount without compression")
+  }
+  if (type === "zfs") {
+    return unknown(readsAndWrites, "a property of the dataset", `zfs get compression ${facts.filesystem.source ?? ""}`)
+  }
+  const devices = byDevice(
+    facts,
+    (device) => device.kind === "zram" || isDm("vdo")(device),
+    "the data is compressed by",
+    "a disk that does not compress"
+  )
+  return isKnown(facts)
+    ? first(devices, no("neither options nor inode flags nor extents tell of it"))
+    : undecided(facts, "compression")
+}
+
+const encryption = (facts: Facts): Decision => {
+  const type = typeOf(facts)
+  const security = findOption(facts, /^(?:sec=krb5p|seal|xprtsec=m?tls)$/)
+  if (hasFlag(facts, FS_ENCRYPT_FL)) {
+    return yes(
+      readsAndWrites,
+      `files made here are encrypted (fscrypt); statx answers ${facts.findings.statx?.offsetAlignment ?? "nothing"}`,
+      "a directory without an encryption policy; or the mount option inlinecrypt on a disk that encrypts"
+    )
+  }
+  if (type === "ecryptfs") return yes(readsAndWrites, "ecryptfs encrypts in the page cache", "another filesystem")
+  if (security !== undefined) {
+    return yes(readsAndWrites, `mounted with ${security}: the client encrypts`, "mount without it")
+  }
+  const devices = byDevice(facts, isDm("crypt"), "the data is encrypted by", "a disk that encrypts by itself (OPAL)")
+  if (type === "zfs" || type === "bcachefs") {
+    return unknown(readsAndWrites, `a property of ${type}`, type === "zfs" ? "zfs get encryption" : null)
+  }
+  return isKnown(facts) || type === "nfs" || type === "nfs4"
+    ? first(devices.applies === "unknown" && !isKnown(facts) ? no(`${type} without sec=krb5p`) : devices)
+    : undecided(facts, "encryption")
+}
+
+const copyOnWrite = (facts: Facts): Decision => {
+  const type = typeOf(facts)
+  if (type === "btrfs") {
+    return nocowInherited(facts)
+      ? no("files made here are NOCOW")
+      : yes(
+        writes,
+        `btrfs writes every block of a file that is not NOCOW to a new place; NOCOW can${
+          facts.findings.nocow === false ? "not" : ""
+        } be set here`,
+        facts.findings.nocow === false ? "chattr -c DIR: NOCOW and compression exclude each other" : nocowRemedy
+      )
+  }
+  if (["zfs", "bcachefs", "nilfs2", "f2fs"].includes(type)) {
+    return yes(writes, `${type} writes every block to a new place`, null)
+  }
+  return isKnown(facts)
+    ? no(`${type} overwrites in place what no other file shares`)
+    : undecided(facts, "copy-on-write")
+}
+
+const parity = (facts: Facts): Decision => {
+  const profiles = (facts.btrfsProfiles ?? []).filter((profile) => /^raid[56]$/.test(profile))
+  if (profiles.length > 0) {
+    return yes(writes, `btrfs keeps data as ${profiles.join(", ")}`, "btrfs balance start -dconvert=raid10 DIR")
+  }
+  if (typeOf(facts) === "zfs") return unknown(writes, "a property of the pool (raidz, draid)", "zpool status")
+  const devices = byDevice(
+    facts,
+    ({ detail, kind }) => kind === "md" && /^raid[456]$/.test(detail ?? ""),
+    "parity is computed by",
+    "RAID 10 or RAID 0"
+  )
+  const [raid] = facts.devices.filter(isDm("raid"))
+  return devices.applies !== "yes" && raid !== undefined
+    ? unknown(
+      writes,
+      `${raid.name} is a RAID of device mapper, of a level that is not told`,
+      `dmsetup table ${raid.name}`
+    )
+    : devices
+}
+
+const distributed = [
+  "ceph",
+  "fuse.glusterfs",
+  "glusterfs",
+  "gpfs",
+  "wekafs",
+  "beegfs",
+  "lustre",
+  "fuse.ceph",
+  "orangefs"
+]
+
+const byServers = (what: string) => (facts: Facts): Decision => {
+  const type = typeOf(facts)
+  if (distributed.includes(type)) {
+    return unknown(writes, `${type} decides, on the servers or in the client, about ${what}`)
+  }
+  if (type === "zfs") return unknown(writes, `a property of the dataset: ${what}`, null)
+  return isKnown(facts) || type === "nfs" || type === "nfs4"
+    ? no(`${type} does no ${what} in the client`)
+    : undecided(facts, what)
+}
+
+const tiered: { readonly [type: string]: string } = {
+  zfs: "zpool status (cache, log and special devices)",
+  bcachefs: "bcachefs show-super DEVICE (foreground, background and promote targets)",
+  lustre: "lfs hsm_state FILE; lctl get_param llite.*.pcc",
+  gpfs: "mmlspool; mmlspolicy",
+  wekafs: "weka fs (tiering)"
+}
+
+/** Every row, in the guide's order. */
+export const rows: ReadonlyArray<Row> = [
+  {
+    id: "user-buffered",
+    section: "2.3",
+    title: "Buffering in user space",
+    bearsOn: [],
+    decidedBy: "What this library does: some of its operations copy.",
+    decide: () =>
+      yes(
+        ["read", "write"],
+        "readBytes, writeBytes, stream and sink copy through buffers of the storage, and writeBytes of a partial page reads it first; " +
+          "read, write, readBatch and writeBatch do not copy",
+        "read and write whole blocks with AlignedBuffer"
+      )
+  },
+  {
+    id: "metadata-with-data",
+    section: "2.3",
+    title: "Metadata that goes with the data",
+    bearsOn: ["io", "gpu"],
+    decidedBy:
+      "dm-integrity and protection information (sysfs `integrity/format`) of the devices below; checksums of the filesystem have a row of their own.",
+    decide: (facts) =>
+      byDevice(
+        facts,
+        (device) => device.integrity !== null || isDm("integrity")(device),
+        "tags are written with the data by",
+        null
+      )
+  },
+  {
+    id: "storage-tiers",
+    section: "2.3",
+    title: "Storage tiers",
+    bearsOn: ["io", "gpu"],
+    decidedBy:
+      "dm-cache, dm-writecache and bcache among the devices below; unknown for filesystems with tiers of their own.",
+    decide: (facts) => {
+      const look = tiered[typeOf(facts)]
+      return look === undefined
+        ? byDevice(
+          facts,
+          (device) => isDm("cache", "writecache")(device) || (device.kind === "bcache" && device.detail !== "none"),
+          "data moves between tiers in",
+          "a directory on the fast disk itself; or take the cache off: lvconvert --uncache, bcache detach"
+        )
+        : unknown(readsAndWrites, `${typeOf(facts)} may keep data in several tiers`, look)
+    }
+  },
+  {
+    id: "read-ahead",
+    section: "2.3",
+    title: "Read-ahead",
+    bearsOn: ["io"],
+    decidedBy: "Pages in the page cache after a direct read: the kernel reads ahead into it and nowhere else.",
+    decide: (facts) => {
+      const ahead = facts.devices.find(({ readAhead }) => readAhead !== null)?.readAhead
+      const set = ahead === undefined ? "" : `; the device's read_ahead_kb is ${(ahead ?? 0) / 1024}`
+      const decision = byProbe(
+        facts,
+        "read",
+        ["read"],
+        () => "blockdev --setra 0 DEVICE, or I/O that is direct",
+        () => unknown(["read"], notProbed(facts))
+      )
+      return { ...decision, evidence: `${decision.evidence}${set}` }
+    }
+  },
+  {
+    id: "middleware-transforms",
+    section: "2.3",
+    title: "Middleware that examines or transforms data",
+    bearsOn: [],
+    decidedBy: "What this library does: nothing to the bytes.",
+    decide: () =>
+      no("this library neither computes checksums nor transforms; its copies are the row of buffering in user space")
+  },
+  {
+    id: "page-cache",
+    section: "2.3.1",
+    title: "The page cache",
+    bearsOn: ["io", "gpu"],
+    decidedBy:
+      "An overwrite and a read with O_DIRECT: pages of the range in the page cache before and after, by cachestat and by mincore of a mapping.",
+    decide: pageCache
+  },
+  {
+    id: "flag-ignored",
+    section: "2.3.1",
+    title: "O_DIRECT that is taken and ignored",
+    bearsOn: ["io", "gpu"],
+    decidedBy: "O_DIRECT given to fcntl and to open and read back with F_GETFL, and the overwrite of the probe.",
+    decide: flagIgnored
+  },
+  {
+    id: "fscache",
+    section: "2.3.1",
+    title: "fscache",
+    bearsOn: ["io", "gpu"],
+    decidedBy: "The mount option fsc; with it, whether a read with O_DIRECT left pages, which is what fscache keeps.",
+    decide: (facts) => {
+      const option = findOption(facts, /^(?:fsc(?:=.*)?|cache=fscache)$/)
+      if (option === undefined) return no("not mounted with fsc")
+      const decision = pageCache(facts)
+      return { ...decision, evidence: `mounted with ${option}; ${decision.evidence}`, remedy: "mount without fsc" }
+    }
+  },
+  {
+    id: "zfs-arc",
+    section: "2.3.1",
+    title: "ZFS's adaptive replacement cache",
+    bearsOn: ["io", "gpu"],
+    decidedBy:
+      "The version of the module, zfs_dio_enabled, and the pool's counts of writes past and through the ARC (kstat iostats) around the probe.",
+    decide: zfsArc
+  },
+  {
+    id: "page-pool",
+    section: "2.3.1",
+    title: "Storage Scale's page pool",
+    bearsOn: ["io", "gpu"],
+    decidedBy: "The filesystem's type; what its daemon does with O_DIRECT is not visible.",
+    decide: (facts) =>
+      typeOf(facts) === "gpfs"
+        ? unknown(
+          readsAndWrites,
+          "small and unaligned direct I/O may go through the page pool",
+          "mmlsconfig | grep -i -e dio -e pagepool"
+        )
+        : no(`the filesystem is ${typeOf(facts)}`)
+  },
+  {
+    id: "loop-page-cache",
+    section: "2.3.1",
+    title: "The page cache below a loop device",
+    bearsOn: ["io", "gpu"],
+    decidedBy: "sysfs `loop/dio` of every loop device below.",
+    decide: (facts) =>
+      byDevice(
+        facts,
+        ({ loopDirectIo }) => loopDirectIo === false,
+        "the file below is read and written through the page cache by",
+        "losetup --direct-io=on DEVICE"
+      )
+  },
+  {
+    id: "inline-ext4",
+    section: "2.3.2",
+    title: "ext4 inline_data",
+    bearsOn: ["io"],
+    decidedBy: "FIEMAP of a file of 64 bytes.",
+    decide: inlineOf("ext4", "mkfs.ext4 -O ^inline_data")
+  },
+  {
+    id: "inline-btrfs",
+    section: "2.3.2",
+    title: "btrfs max_inline",
+    bearsOn: ["io"],
+    decidedBy: "FIEMAP of a file of 64 bytes; the mount option max_inline.",
+    decide: inlineOf("btrfs", "mount with max_inline=0")
+  },
+  {
+    id: "inline-f2fs",
+    section: "2.3.2",
+    title: "f2fs inline_data",
+    bearsOn: ["io"],
+    decidedBy: "The mount options inline_data and noinline_data, else FIEMAP of a file of 64 bytes.",
+    decide: (facts) =>
+      typeOf(facts) === "f2fs" && findOption(facts, /^noinline_data$/) !== undefined
+        ? no("mounted with noinline_data")
+        : inlineOf("f2fs", "mount with noinline_data")(facts)
+  },
+  {
+    id: "inline-lustre",
+    section: "2.3.2",
+    title: "Lustre data-on-metadata",
+    bearsOn: ["io", "gpu"],
+    decidedBy: "The filesystem's type; the layout of a directory is not visible without lfs.",
+    decide: (facts) =>
+      typeOf(facts) === "lustre"
+        ? unknown(
+          readsAndWrites,
+          "the first bytes of a file may live on the metadata server",
+          "lfs getstripe -d DIR (look for mdt); lfs setstripe -c 1 DIR"
+        )
+        : no(`the filesystem is ${typeOf(facts)}`)
+  },
+  {
+    id: "inline-extent",
+    section: "2.3.2",
+    title: "Inline extents",
+    bearsOn: ["io"],
+    decidedBy: "A direct write over a file of 64 bytes, and FIEMAP_EXTENT_DATA_INLINE before and after it.",
+    decide: (facts) => {
+      const seen = mappedInline(facts)
+      const evidence = tried(facts, "inline").map(describe).join("; ")
+      if (evidence === "") return unknown(readsAndWrites, notProbed(facts))
+      if (seen === undefined) {
+        return isKnown(facts)
+          ? no(`no map of extents; ${evidence}`)
+          : unknown(readsAndWrites, `no map of extents; ${evidence}`)
+      }
+      return seen ? yes(readsAndWrites, `inline; ${evidence}`, small) : no(`a block of its own; ${evidence}`)
+    }
+  },
+  {
+    id: "extending",
+    section: "2.3.3",
+    title: "Extending writes",
+    bearsOn: ["io", "gpu"],
+    decidedBy: "A direct write across the end of the probe's file.",
+    decide: (facts) =>
+      byProbe(facts, "extending", firstWrites, () => preallocate, () => unknown(firstWrites, notProbed(facts)))
+  },
+  {
+    id: "allocating",
+    section: "2.3.3",
+    title: "Allocating writes",
+    bearsOn: ["io", "gpu"],
+    decidedBy: "A direct write at the end of a sparse file, and the pages dirtied meanwhile (/proc/vmstat).",
+    decide: (facts) =>
+      byProbe(facts, "allocating", firstWrites, () => zeroFill, () => unknown(firstWrites, notProbed(facts)))
+  },
+  {
+    id: "preallocated",
+    section: "2.3.3",
+    title: "Writes to preallocated blocks",
+    bearsOn: ["io", "gpu"],
+    decidedBy: "A direct write onto extents that fallocate made, unwritten before and written after it (FIEMAP).",
+    decide: (facts) =>
+      byProbe(
+        facts,
+        "preallocated",
+        firstWrites,
+        () => preallocate,
+        ({ evidence }) => no(`nothing is preallocated here: ${evidence}`)
+      )
+  },
+  {
+    id: "hole-filling",
+    section: "2.3.3",
+    title: "Hole filling",
+    bearsOn: ["io", "gpu"],
+    decidedBy: "A direct write into a hole between written blocks, and the pages dirtied meanwhile (/proc/vmstat).",
+    decide: (facts) => byProbe(facts, "hole", firstWrites, () => zeroFill, () => unknown(firstWrites, notProbed(facts)))
+  },
+  {
+    id: "copy-on-write",
+    section: "2.3.3",
+    title: "Copy-on-write",
+    bearsOn: ["io", "gpu"],
+    decidedBy: "The filesystem's type; on btrfs the inode flag NOCOW of a file made here.",
+    decide: copyOnWrite
+  },
+  {
+    id: "reflinked",
+    section: "2.3.3",
+    title: "Reflinked extents",
+    bearsOn: ["io", "gpu"],
+    decidedBy: "A direct write over extents that FICLONE shared (FIEMAP_EXTENT_SHARED).",
+    decide: (facts) =>
+      byProbe(
+        facts,
+        "shared",
+        writes,
+        () => "do not reflink or snapshot cache files",
+        ({ evidence }) =>
+          isKnown(facts) || facts.filesystem.type === "nfs4" || facts.filesystem.type === "nfs"
+            ? no(`nothing is shared here: ${evidence}`)
+            : unknown(writes, evidence)
+      )
+  },
+  {
+    id: "delayed-allocation",
+    section: "2.3.3",
+    title: "Delayed allocation",
+    bearsOn: ["io"],
+    decidedBy: "FIEMAP_EXTENT_DELALLOC after a buffered write, and whether overwrites with O_DIRECT are buffered.",
+    decide: (facts) => {
+      const { delayed } = facts.findings
+      const late = "blocks of a buffered write are chosen later (FIEMAP)"
+      const cached = pageCache(facts)
+      if (delayed === undefined) {
+        return isKnown(facts)
+          ? no("no map of extents; without blocks nothing is allocated late")
+          : unknown(firstWrites, "no map of extents tells")
+      }
+      if (!delayed) return no("a buffered write had its blocks at once (FIEMAP)")
+      return cached.applies === "no"
+        ? no(`${late}; direct writes have theirs at once`)
+        : cached.applies === "yes"
+        ? yes(firstWrites, `${late}, and writes here are buffered`, cached.remedy)
+        : unknown(firstWrites, late)
+    }
+  },
+  {
+    id: "data-journaling",
+    section: "2.3.4",
+    title: "Data journaling",
+    bearsOn: ["io", "gpu"],
+    decidedBy: "The mount option data=journal, the inode flag of a file made here, and an alignment of 0/0 from statx.",
+    decide: dataJournaling
+  },
+  {
+    id: "checksums",
+    section: "2.3.4",
+    title: "Checksums",
+    bearsOn: ["io", "gpu"],
+    decidedBy:
+      "btrfs without NOCOW, ZFS, bcachefs; Lustre's osc.*.checksums; NFS with sec=krb5i; dm-integrity and protection information below.",
+    decide: checksums
+  },
+  {
+    id: "compression",
+    section: "2.3.4",
+    title: "Compression",
+    bearsOn: ["io", "gpu"],
+    decidedBy: "Mount options, the inode flag of a file made here, encoded extents (FIEMAP), zram and dm-vdo below.",
+    decide: compression
+  },
+  {
+    id: "deduplication",
+    section: "2.3.4",
+    title: "Deduplication",
+    bearsOn: ["io", "gpu"],
+    decidedBy: "dm-vdo below; unknown for ZFS and distributed filesystems.",
+    decide: (facts) =>
+      first(byDevice(facts, isDm("vdo"), "data is deduplicated by", "another disk"), byServers("deduplication")(facts))
+  },
+  {
+    id: "encryption",
+    section: "2.3.4",
+    title: "Encryption",
+    bearsOn: ["io", "gpu"],
+    decidedBy: "The fscrypt flag of a file made here, ecryptfs, dm-crypt below, NFS and SMB options that encrypt.",
+    decide: encryption
+  },
+  {
+    id: "erasure-coding",
+    section: "2.3.4",
+    title: "Erasure coding",
+    bearsOn: ["io", "gpu"],
+    decidedBy: "Unknown for distributed filesystems; parity of local disks has a row of its own.",
+    decide: byServers("erasure coding")
+  },
+  {
+    id: "parity",
+    section: "2.3.4",
+    title: "Parity",
+    bearsOn: ["io", "gpu"],
+    decidedBy: "md of level 4, 5 or 6, dm-raid, btrfs profiles raid5 and raid6.",
+    decide: parity
+  },
+  {
+    id: "synchronous-replication",
+    section: "2.3.4",
+    title: "Synchronous replication",
+    bearsOn: ["io", "gpu"],
+    decidedBy: "drbd among the devices below; unknown for distributed filesystems.",
+    decide: (facts) =>
+      first(
+        byDevice(
+          facts,
+          ({ detail }) => detail === "drbd",
+          "writes are sent to a second machine by",
+          "drbdadm disconnect RESOURCE"
+        ),
+        byServers("synchronous replication")(facts)
+      )
+  }
+]
+
+/** Every row as it is decided here. */
+export const decide = (facts: Facts): ReadonlyArray<Condition> =>
+  rows.map(({ bearsOn, decide, id, section, title }) => {
+    const { affects, applies, evidence, remedy } = decide(facts)
+    return { id, section, title, applies, affects, bearsOn, evidence, remedy }
+  })

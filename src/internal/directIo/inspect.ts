@@ -1,0 +1,292 @@
+/** A directory, from its mount down to the disks, through real I/O, to the verdicts. */
+import * as FileSystem from "@effect/platform/FileSystem"
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import type {
+  BlockDevice,
+  Condition,
+  DirectIoReport,
+  Filesystem,
+  InspectOptions,
+  IoVerdict,
+  Measurement,
+  Unseen
+} from "../../DirectIo.js"
+import { DirectoryUnusable } from "../../DiskStorageError.js"
+import type { BufferUnavailable } from "../../DiskStorageError.js"
+import type { IoEngine } from "../../IoEngine.js"
+import { Syscalls } from "../../Syscalls.js"
+import type { Statfs, Statx } from "../../Syscalls.js"
+import { filesystemName } from "../filesystems.js"
+import { stackOf } from "./blockDevices.js"
+import { decide } from "./conditions.js"
+import type { ZfsFacts } from "./conditions.js"
+import { readCuFileConfiguration } from "./cuFileConfiguration.js"
+import { gpuFacts, judgeGpu } from "./gpu.js"
+import { measure, measuredBytes } from "./measure.js"
+import { readMounts } from "./mounts.js"
+import type { Mount } from "./mounts.js"
+import type { Findings, PoolWrites } from "./probe.js"
+import { probe } from "./probe.js"
+
+/** Names of what `ioctl_iflags(2)` lists, as far as they say something here. */
+const inodeFlags: ReadonlyArray<readonly [number, string]> = [
+  [0x4, "COMPR"],
+  [0x8, "SYNC"],
+  [0x800, "ENCRYPT"],
+  [0x4000, "JOURNAL_DATA"],
+  [0x8_0000, "EXTENT"],
+  [0x80_0000, "NOCOW"],
+  [0x200_0000, "DAX"],
+  [0x1000_0000, "INLINE_DATA"],
+  [0x2000_0000, "PROJINHERIT"],
+  [0x4000_0000, "CASEFOLD"]
+]
+
+/** The text of a small file, trimmed; null where it cannot be read. */
+const textOf = (path: string) =>
+  Effect.flatMap(FileSystem.FileSystem, (files) => files.readFileString(path)).pipe(
+    Effect.map((text) => text.trim()),
+    Effect.orElseSucceed(() => null)
+  )
+
+const namesIn = (directory: string) =>
+  Effect.flatMap(FileSystem.FileSystem, (files) => files.readDirectory(directory)).pipe(
+    Effect.orElseSucceed((): ReadonlyArray<string> => [])
+  )
+
+/** What a directory is, without needing the right to read it. */
+const look = (directory: string) =>
+  Effect.gen(function*() {
+    const syscalls = yield* Syscalls
+    const { O_CLOEXEC, O_DIRECTORY, O_PATH } = syscalls.flags
+    return yield* Effect.acquireUseRelease(
+      syscalls.open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC),
+      (fd) => Effect.all({ statfs: syscalls.fstatfs(fd), statx: syscalls.statx(fd) }),
+      (fd) => Effect.ignore(syscalls.close(fd))
+    )
+  }).pipe(Effect.mapError((cause) => new DirectoryUnusable({ directory, cause })))
+
+type Looked = { readonly statfs: Statfs; readonly statx: Statx }
+
+/** The mount that an overlay's files are really on. */
+const upperOf = (mount: Mount | undefined, mounts: ReadonlyArray<Mount>) =>
+  Effect.gen(function*() {
+    if (mount?.type !== "overlay") return undefined
+    const directory = mount.superOptions.find((option) => option.startsWith("upperdir="))?.slice("upperdir=".length)
+    if (directory === undefined) return undefined
+    const looked = yield* Effect.option(look(directory.replaceAll("\\,", ",").replaceAll("\\:", ":")))
+    if (looked._tag === "None") return undefined
+    const { statx } = looked.value
+    const device = { major: statx.deviceMajor, minor: statx.deviceMinor }
+    return { device, mount: mounts.find(({ id }) => id === statx.mountId) }
+  })
+
+const filesystemOf = ({ statfs, statx }: Looked, mount: Mount | undefined): Filesystem => ({
+  type: mount?.type ?? filesystemName(statfs.type),
+  magic: statfs.type,
+  mountId: statx.mountId ?? null,
+  mountPoint: mount?.mountPoint ?? null,
+  source: mount?.source ?? null,
+  options: mount === undefined ? [] : [...new Set([...mount.options, ...mount.superOptions])],
+  blockSize: statfs.blockSize,
+  total: statfs.total,
+  available: statfs.available
+})
+
+const zfsFacts: Effect.Effect<ZfsFacts, never, FileSystem.FileSystem> = Effect.gen(function*() {
+  const enabled = yield* textOf("/sys/module/zfs/parameters/zfs_dio_enabled")
+  return { version: yield* textOf("/sys/module/zfs/version"), directEnabled: enabled === null ? null : enabled === "1" }
+})
+
+/** The kstat `iostats` of a pool: three columns, name, type and value (`module/zfs/spa_stats.c` of OpenZFS 2.3). */
+const poolWritesOf = (source: string) => {
+  const path = `/proc/spl/kstat/zfs/${source.split("/")[0] ?? ""}/iostats`
+  return Effect.map(textOf(path), (text): PoolWrites | undefined => {
+    const counted = (name: string) => new RegExp(`^${name}\\s+\\d+\\s+(\\d+)$`, "m").exec(text ?? "")?.[1]
+    const [direct, arc] = [counted("direct_write_count"), counted("arc_write_count")]
+    return direct === undefined || arc === undefined ? undefined : { direct: Number(direct), arc: Number(arc) }
+  })
+}
+
+/** `/sys/fs/btrfs/<uuid>/allocation/data/<profile>`, of the filesystem that has one of the devices. */
+const btrfsProfiles = (devices: ReadonlyArray<BlockDevice>) =>
+  Effect.gen(function*() {
+    for (const uuid of yield* namesIn("/sys/fs/btrfs")) {
+      const members = yield* namesIn(`/sys/fs/btrfs/${uuid}/devices`)
+      if (!devices.some(({ name }) => members.includes(name))) continue
+      const names = yield* namesIn(`/sys/fs/btrfs/${uuid}/allocation/data`)
+      return names.filter((name) => /^(?:single|dup|raid\w+)$/.test(name))
+    }
+    return undefined
+  })
+
+/** Lustre's client: one directory a target below `/sys/fs/lustre/osc`. */
+const lustreChecksums = Effect.gen(function*() {
+  const targets = yield* namesIn("/sys/fs/lustre/osc")
+  const values = yield* Effect.forEach(targets, (target) => textOf(`/sys/fs/lustre/osc/${target}/checksums`))
+  const told = values.filter((value) => value !== null)
+  return told.length === 0 ? undefined : told.some((value) => value !== "0")
+})
+
+const judgeIo = (
+  findings: Findings,
+  filesystem: Filesystem,
+  conditions: ReadonlyArray<Condition>
+): { readonly verdict: IoVerdict; readonly reasons: ReadonlyArray<string> } => {
+  const { failure, openFlag, probes, setFlag, statx } = findings
+  const applying = conditions.filter(({ applies, bearsOn }) => applies === "yes" && bearsOn.includes("io"))
+  const because = applying.map(({ evidence, title }) => `${title}: ${evidence}`)
+  const said = statx === undefined
+    ? "statx does not say"
+    : statx.offsetAlignment === 0
+    ? "statx answers that files here have no direct I/O"
+    : `statx answers with an alignment of ${statx.memoryAlignment} bytes of memory and ${statx.offsetAlignment} of offset`
+  if (setFlag === "refused" && openFlag === "refused") {
+    return { verdict: "unsupported", reasons: [`${filesystem.type} refuses O_DIRECT, given to fcntl and to open`] }
+  }
+  if (setFlag !== null && setFlag !== "kept" && openFlag !== "kept") {
+    return { verdict: "unsupported", reasons: ["O_DIRECT is not kept, given to fcntl or to open"] }
+  }
+  if (failure?.code === "EROFS") {
+    return { verdict: "unsupported", reasons: [`nothing can be written here: ${failure.message}`] }
+  }
+  const nocow = probes.some(({ file }) => file === "nocow")
+  const [written, read] = (["written", "read"] as const).map((wanted) =>
+    probes.find(({ file, id }) => id === wanted && file === (nocow ? "nocow" : "as made here"))
+  )
+  if (written === undefined || read === undefined) {
+    return {
+      verdict: "unknown",
+      reasons: [failure === null ? "no I/O could be tried" : `${failure.step}: ${failure.message}`, said]
+    }
+  }
+  const seen = [`overwrite: ${written.evidence}`, `read: ${read.evidence}`]
+  const arc = applying.find(({ id }) => id === "zfs-arc")
+  if (written.path === "buffered" || read.path === "buffered" || statx?.offsetAlignment === 0 || arc !== undefined) {
+    return { verdict: "buffered", reasons: [...seen, ...because] }
+  }
+  if (written.path === "refused" || read.path === "refused") return { verdict: "unsupported", reasons: seen }
+  if (written.path !== "direct" || read.path !== "direct") return { verdict: "unknown", reasons: [...seen, said] }
+  if (failure !== null) {
+    return {
+      verdict: "unknown",
+      reasons: [...seen, `not everything could be tried: ${failure.step}: ${failure.message}`]
+    }
+  }
+  return applying.length > 0
+    ? { verdict: "direct-with-conditions", reasons: [...seen, ...because] }
+    : { verdict: "direct", reasons: seen }
+}
+
+/** What `measure` asks for, where there is room and something to measure. */
+const measured = (directory: string, filesystem: Filesystem, verdict: IoVerdict) => {
+  const refused = (
+    reason: string
+  ): { readonly measurement: Measurement | null; readonly unseen: ReadonlyArray<Unseen> } => ({
+    measurement: null,
+    unseen: [{ what: "speed", reason }]
+  })
+  if (filesystem.available < 2 * measuredBytes) {
+    return Effect.succeed(refused(`less than ${2 * measuredBytes} bytes are available to measure with`))
+  }
+  if (verdict === "unsupported") return Effect.succeed(refused("there is no direct I/O to measure"))
+  return Effect.match(measure(directory), {
+    onFailure: (error) => refused(error.message),
+    onSuccess: (measurement) => ({ measurement, unseen: [] })
+  })
+}
+
+export const inspect = (
+  directory: string,
+  options: InspectOptions = {}
+): Effect.Effect<
+  DirectIoReport,
+  DirectoryUnusable | BufferUnavailable,
+  Syscalls | IoEngine | FileSystem.FileSystem
+> =>
+  Effect.gen(function*() {
+    const syscalls = yield* Syscalls
+    const looked = yield* look(directory)
+    const { statx } = looked
+
+    const read = yield* Effect.either(readMounts)
+    const mounts = Either.getOrElse(read, (): ReadonlyArray<Mount> => [])
+    const mount = mounts.find(({ id }) => id === statx.mountId)
+    const mountUnseen = Either.isLeft(read)
+      ? [read.left]
+      : mount === undefined
+      ? [{ what: "the mount", reason: `mount ${statx.mountId ?? "(no id from statx)"} is not in /proc/self/mountinfo` }]
+      : []
+    const filesystem = filesystemOf(looked, mount)
+    const upper = yield* upperOf(mount, mounts)
+    const stack = yield* stackOf(
+      upper?.device ?? { major: statx.deviceMajor, minor: statx.deviceMinor },
+      upper === undefined ? mount : upper.mount,
+      mounts
+    )
+    const { devices } = stack
+
+    const findings = yield* probe(directory, looked.statfs.type, {
+      dirtiesBelow: devices.some(({ loopDirectIo }) => loopDirectIo === false),
+      poolWrites: yield* Effect.map(FileSystem.FileSystem, (files) =>
+        filesystem.type === "zfs" && filesystem.source !== null
+          ? Effect.provideService(poolWritesOf(filesystem.source), FileSystem.FileSystem, files)
+          : Effect.succeed(undefined))
+    })
+    const facts = {
+      filesystem,
+      upper: upper?.mount,
+      devices,
+      devicesUnseen: stack.unseen,
+      findings,
+      zfs: filesystem.type === "zfs" ? yield* zfsFacts : undefined,
+      btrfsProfiles: filesystem.type === "btrfs" ? yield* btrfsProfiles(devices) : undefined,
+      lustreChecksums: filesystem.type === "lustre" ? yield* lustreChecksums : undefined
+    }
+    const conditions = decide(facts)
+    const io = judgeIo(findings, filesystem, conditions)
+
+    const kernelRelease = yield* textOf("/proc/sys/kernel/osrelease")
+    const configuration = yield* readCuFileConfiguration
+    const library = yield* Effect.match(syscalls.dlopen("libcufile.so.0"), {
+      onFailure: (error) => ({ loads: false, reason: error.message }),
+      onSuccess: () => ({ loads: true, reason: null })
+    })
+    const gpu = yield* gpuFacts(library, configuration)
+    const onGpu = judgeGpu({ ...gpu, configuration, filesystem, devices, io: io.verdict, kernelRelease })
+
+    const speed = options.measure === true
+      ? yield* measured(directory, filesystem, io.verdict)
+      : { measurement: null, unseen: [] }
+    const { alignment, failure, inodeFlags: flags, openFlag, probes, setFlag } = findings
+    return {
+      format: "effect-disk-storage doctor 1" as const,
+      directory,
+      verdict: { io: io.verdict, gpu: onGpu.verdict, reasons: { io: io.reasons, gpu: onGpu.reasons } },
+      filesystem,
+      devices,
+      alignment: {
+        ...alignment,
+        statx: findings.statx === undefined ? null : {
+          memory: findings.statx.memoryAlignment,
+          offset: findings.statx.offsetAlignment,
+          readOffset: findings.statx.readOffsetAlignment ?? null
+        }
+      },
+      kernel: {
+        release: kernelRelease,
+        setFlag,
+        openFlag,
+        inodeFlags: flags === undefined
+          ? null
+          : inodeFlags.flatMap(([bit, name]) => ((flags & bit) === 0 ? [] : [name]))
+      },
+      probes,
+      probeFailure: failure,
+      measurement: speed.measurement,
+      gpu: gpu.facts,
+      conditions: [...onGpu.conditions, ...conditions],
+      unseen: [...mountUnseen, ...stack.unseen, ...gpu.unseen, ...speed.unseen]
+    }
+  }).pipe(Effect.withSpan("DirectIo.inspect", { attributes: { directory } }))
