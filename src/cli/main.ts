@@ -13,6 +13,7 @@ import * as Schema from "effect/Schema"
 import { readFileSync } from "node:fs"
 import * as ProcessRuntime from "../ProcessRuntime.js"
 import { bench } from "./bench/command.js"
+import { doctor, NoReport } from "./doctor/command.js"
 import * as terminal from "./terminal.js"
 
 /** As deep below the root of the package from `src/cli` as from `dist/cli`. */
@@ -22,17 +23,18 @@ const { version } = Schema.decodeSync(Schema.parseJson(Schema.Struct({ version: 
 
 const command = Command.make("effect-disk-storage").pipe(
   Command.withDescription("The disk tier of an LLM KV cache, from the command line."),
-  Command.withSubcommands([bench])
+  Command.withSubcommands([bench, doctor])
 )
 
 /** Below every help. 64 and 70 are EX_USAGE and EX_SOFTWARE of sysexits.h. */
 const footer = HelpDoc.sequence(
   HelpDoc.h1("EXIT CODES"),
   HelpDoc.enumeration([
-    HelpDoc.p("0: done"),
-    HelpDoc.p("1: bench refuses or fails"),
+    HelpDoc.p("0: done; doctor: the verdict on I/O is direct"),
+    HelpDoc.p("1: bench refuses or fails; doctor: direct-with-conditions, buffered or unknown"),
+    HelpDoc.p("2: doctor: unsupported"),
     HelpDoc.p("64: wrong arguments"),
-    HelpDoc.p("70: a defect of this program"),
+    HelpDoc.p("70: no report could be made, or a defect of this program"),
     HelpDoc.p("128 + n: ended by signal n")
   ])
 )
@@ -44,11 +46,11 @@ const run = Command.run(command, {
   footer
 })
 
-/** As `footer` says. */
+/** As `footer` says; the verdicts' codes are set where they are found. */
 const exitCode = (cause: Cause.Cause<unknown>): number =>
   Option.match(Cause.failureOption(cause), {
     onNone: () => 70,
-    onSome: (error) => ValidationError.isValidationError(error) ? 64 : 1
+    onSome: (error) => ValidationError.isValidationError(error) ? 64 : error instanceof NoReport ? 70 : 1
   })
 
 run(process.argv).pipe(

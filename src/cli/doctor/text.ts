@@ -53,7 +53,7 @@ const meaningOfIo: Readonly<Record<IoVerdict, Meaning>> = {
   },
   "buffered": { says: "O_DIRECT is taken, and the page cache is used all the same", style: red },
   "unsupported": { says: "O_DIRECT is refused, or nothing can be written here", style: red },
-  "unknown": { says: "it could not be found out", style: yellow }
+  "unknown": { says: "it could not be found out, for the reasons below", style: yellow }
 }
 
 const meaningOfGpu: Readonly<Record<GpuVerdict, Meaning>> = {

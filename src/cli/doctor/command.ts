@@ -1,0 +1,104 @@
+/** `effect-disk-storage doctor [DIR]`. */
+import * as Args from "@effect/cli/Args"
+import * as Command from "@effect/cli/Command"
+import * as HelpDoc from "@effect/cli/HelpDoc"
+import * as Options from "@effect/cli/Options"
+import * as ConfigError from "effect/ConfigError"
+import * as Console from "effect/Console"
+import * as Data from "effect/Data"
+import * as Effect from "effect/Effect"
+import * as Option from "effect/Option"
+import * as Schema from "effect/Schema"
+import { resolve } from "node:path"
+import type { IoVerdict } from "../../DirectIo.js"
+import * as DirectIo from "../../DirectIo.js"
+import * as DiskStorageConfig from "../../DiskStorageConfig.js"
+import * as Linux from "../../Linux.js"
+import * as Progress from "../bench/progress.js"
+import * as terminal from "../terminal.js"
+import { text } from "./text.js"
+
+/** Nothing could be said of the directory, not even that it is unsuitable. */
+export class NoReport extends Data.TaggedError("NoReport")<{ readonly cause: { readonly message: string } }> {
+  override get message(): string {
+    // The message of an error about a variable does not name the variable.
+    return ConfigError.isConfigError(this.cause) ? String(this.cause) : this.cause.message
+  }
+}
+
+const exitCodes: Readonly<Record<IoVerdict, number>> = {
+  "direct": 0,
+  "direct-with-conditions": 1,
+  "buffered": 1,
+  "unknown": 1,
+  "unsupported": 2
+}
+
+const options = {
+  json: Options.boolean("json").pipe(Options.withDescription("Print the whole report as JSON, and nothing else.")),
+  measure: Options.boolean("measure").pipe(
+    Options.withDescription(
+      "Also measure reads, first writes and rewrites here, and say whether prewrite is worth its time."
+    )
+  ),
+  all: Options.boolean("all").pipe(Options.withDescription("Show also the conditions that do not apply here."))
+}
+
+const directory = Args.text({ name: "DIR" }).pipe(
+  // What looks like an option and is none, or is given twice, arrives here.
+  Args.mapEffect((text) =>
+    text === ""
+      ? Effect.fail(HelpDoc.p("DIR is empty."))
+      : text.startsWith("-")
+      ? Effect.fail(
+        HelpDoc.p(`${text} is not an option, or is given twice; --help lists those there are. A path can start with ./`)
+      )
+      : Effect.succeed(text)
+  ),
+  Args.withDescription("The directory to look at (default: DYN_KVBM_DISK_CACHE_DIR, else /tmp)."),
+  Args.optional
+)
+
+type Asked = Command.Command.ParseConfig<typeof options & { readonly directory: typeof directory }>
+
+const ReportJson = Schema.parseJson(DirectIo.DirectIoReport, { space: 2 })
+
+const inspect = (asked: Asked) =>
+  Effect.gen(function*() {
+    const progress = yield* Progress.Progress
+    const directory = resolve(
+      yield* Option.match(asked.directory, { onNone: () => DiskStorageConfig.directory, onSome: Effect.succeed })
+    )
+    yield* progress.status(asked.measure ? `measuring in ${directory} …` : `looking at ${directory} …`)
+    return yield* DirectIo.inspect(directory, { measure: asked.measure })
+  }).pipe(
+    Effect.provide([Linux.layer, Progress.layer]),
+    Effect.mapError((cause) => new NoReport({ cause }))
+  )
+
+const run = (asked: Asked) =>
+  Effect.gen(function*() {
+    const report = yield* inspect(asked)
+    yield* Console.log(
+      asked.json
+        ? yield* Effect.orDie(Schema.encode(ReportJson)(report))
+        : text(report, {
+          all: asked.all,
+          colour: yield* terminal.hasColour(process.stdout),
+          width: yield* terminal.width
+        })
+    )
+    // Not through process.exit, which would cut off what a pipe has not taken yet.
+    yield* Effect.sync(() => {
+      process.exitCode = exitCodes[report.verdict.io]
+    })
+  })
+
+export const doctor = Command.make("doctor", { ...options, directory }, run).pipe(
+  Command.withDescription(
+    "Finds out whether a directory can do direct I/O and GPUDirect Storage, by real I/O on a file of its own and from what the kernel " +
+      "says, and shows what that rests on. Verdicts on I/O: direct; direct-with-conditions (reads and overwrites are direct, something " +
+      "else is not, or is done to the data); buffered (through the page cache in spite of O_DIRECT); unsupported (O_DIRECT or all " +
+      "writing is refused); unknown. Verdicts on GPUs: nvidia-fs and p2pdma (direct), compat (copies through CPU memory), unavailable."
+  )
+)
