@@ -8,10 +8,11 @@ import { fileURLToPath } from "node:url"
 
 const root = fileURLToPath(new URL("..", import.meta.url))
 
-const run = (example: string, environment: Record<string, string> = {}) => {
+const run = (example: string, environment: Record<string, string> = {}, ...args: ReadonlyArray<string>) => {
   const directory = mkdtempSync(join(tmpdir(), "effect-disk-storage-example-"))
   try {
-    const { status, stderr, stdout } = spawnSync(process.execPath, ["--import", "tsx", `examples/${example}.ts`], {
+    const command = ["--import", "tsx", `examples/${example}.ts`, ...args]
+    const { status, stderr, stdout } = spawnSync(process.execPath, command, {
       cwd: root,
       encoding: "utf8",
       env: {
@@ -23,7 +24,7 @@ const run = (example: string, environment: Record<string, string> = {}) => {
       }
     })
     assert.deepStrictEqual(readdirSync(directory), [])
-    return { status, stderr, stdout }
+    return { directory, status, stderr, stdout }
   } finally {
     rmdirSync(directory)
   }
@@ -60,5 +61,23 @@ describe("examples", { timeout: 120_000 }, () => {
     const { status, stderr, stdout } = run("injected-syscalls")
     assert.strictEqual(status, 0, stderr)
     assert.include(stdout, "nothing leaks")
+  })
+
+  it("choose-a-directory takes one whose I/O is direct, or says of each why not", () => {
+    const { directory, status, stderr, stdout } = run("choose-a-directory")
+    if (status === 0) {
+      assert.match(stdout, /^(\S+) it is: I\/O is direct.*\n67108864 bytes in \1\/\S+: proven/m)
+    } else {
+      for (const candidate of [directory, "/tmp", "/dev/shm"]) assert.include(stderr, candidate)
+    }
+  })
+
+  it("choose-a-directory does not start where nothing is direct", () => {
+    const { status, stderr, stdout } = run("choose-a-directory", {}, "/proc", "/nonexistent")
+    assert.strictEqual(status, 1)
+    assert.match(stderr, /^No directory does direct I\/O:\n {2}.*\/proc/)
+    assert.match(stderr, /\n {2}.*\/nonexistent.*ENOENT/)
+    assert.notMatch(stderr, /\n\s+at /)
+    assert.notInclude(stdout, " it is")
   })
 })
