@@ -144,7 +144,9 @@ const byProbe = (
   const [one] = probes
   if (one === undefined) return unknown(affects, notProbed(facts))
   if (probes.some(({ path }) => path === "buffered" || path === "refused")) {
-    return yes(affects, evidence, probes.at(-1)?.path === "direct" ? nocowRemedy : remedy(facts))
+    // Nothing helps one kind of write where every kind is buffered.
+    const allBuffered = tried(facts, "written").every(({ path }) => path === "buffered")
+    return yes(affects, evidence, probes.at(-1)?.path === "direct" ? nocowRemedy : allBuffered ? null : remedy(facts))
   }
   if (probes.every(({ path }) => path === "not tried")) return notTried(one)
   return probes.every(({ path }) => path === "direct") ? no(evidence) : unknown(affects, evidence)
@@ -178,6 +180,11 @@ const inlineOf = (type: string, remedy: string) => (facts: Facts): Decision => {
     : no("a file of 64 bytes has a block of its own (FIEMAP)")
 }
 
+const elsewhere = (facts: Facts) =>
+  ["tmpfs", "ramfs"].includes(typeOf(facts))
+    ? `a directory on a disk: ${typeOf(facts)} keeps everything in memory`
+    : "what the rows of section 2.3.4 say, or another directory"
+
 const pageCache = (facts: Facts): Decision => {
   const probes = [...tried(facts, "written"), ...tried(facts, "read")]
   const evidence = probes.map((probe) => `${probe.id}: ${describe(probe)}`).join("; ")
@@ -192,7 +199,7 @@ const pageCache = (facts: Facts): Decision => {
   ]
   const nocowIsDirect = probes.some(({ file }) => file === "nocow") &&
     probes.every(({ file, path }) => file !== "nocow" || path === "direct")
-  return yes(affects, evidence, nocowIsDirect ? nocowRemedy : "another directory: the rows that apply say why")
+  return yes(affects, evidence, nocowIsDirect ? nocowRemedy : elsewhere(facts))
 }
 
 const zfsArc = (facts: Facts): Decision => {
@@ -251,7 +258,7 @@ const flagIgnored = (facts: Facts): Decision => {
     ? yes(
       writes,
       `O_DIRECT is kept, and a write went through the page cache: ${written.evidence}`,
-      "see the other rows"
+      elsewhere(facts)
     )
     : no(`O_DIRECT is kept, and a write was ${written.path}`)
 }
@@ -407,7 +414,7 @@ const parity = (facts: Facts): Decision => {
     "parity is computed by",
     "RAID 10 or RAID 0"
   )
-  const [raid] = facts.devices.filter(isDm("raid"))
+  const raid = facts.devices.find(isDm("raid"))
   return devices.applies !== "yes" && raid !== undefined
     ? unknown(
       writes,

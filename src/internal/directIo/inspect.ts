@@ -129,6 +129,18 @@ const lustreChecksums = Effect.gen(function*() {
   return told.length === 0 ? undefined : told.some((value) => value !== "0")
 })
 
+/** Rows that are what other rows lead to. */
+const symptoms = new Set([
+  "page-cache",
+  "flag-ignored",
+  "read-ahead",
+  "extending",
+  "allocating",
+  "preallocated",
+  "hole-filling",
+  "delayed-allocation"
+])
+
 const judgeIo = (
   findings: Findings,
   filesystem: Filesystem,
@@ -136,7 +148,8 @@ const judgeIo = (
 ): { readonly verdict: IoVerdict; readonly reasons: ReadonlyArray<string> } => {
   const { failure, openFlag, probes, setFlag, statx } = findings
   const applying = conditions.filter(({ applies, bearsOn }) => applies === "yes" && bearsOn.includes("io"))
-  const because = applying.map(({ evidence, title }) => `${title}: ${evidence}`)
+  const causes = applying.filter(({ id }) => !symptoms.has(id))
+  const because = (causes.length > 0 ? causes : applying).map(({ evidence, title }) => `${title}: ${evidence}`)
   const said = statx === undefined
     ? "statx does not say"
     : statx.offsetAlignment === 0
@@ -164,7 +177,7 @@ const judgeIo = (
   const seen = [`overwrite: ${written.evidence}`, `read: ${read.evidence}`]
   const arc = applying.find(({ id }) => id === "zfs-arc")
   if (written.path === "buffered" || read.path === "buffered" || statx?.offsetAlignment === 0 || arc !== undefined) {
-    return { verdict: "buffered", reasons: [...seen, ...because] }
+    return { verdict: "buffered", reasons: [...seen, ...(causes.length > 0 ? because : [said])] }
   }
   if (written.path === "refused" || read.path === "refused") return { verdict: "unsupported", reasons: seen }
   if (written.path !== "direct" || read.path !== "direct") return { verdict: "unknown", reasons: [...seen, said] }
@@ -250,7 +263,7 @@ export const inspect = (
     const kernelRelease = yield* textOf("/proc/sys/kernel/osrelease")
     const configuration = yield* readCuFileConfiguration
     const library = yield* Effect.match(syscalls.dlopen("libcufile.so.0"), {
-      onFailure: (error) => ({ loads: false, reason: error.message }),
+      onFailure: () => ({ loads: false, reason: "the loader does not find it, or a library that it needs" }),
       onSuccess: () => ({ loads: true, reason: null })
     })
     const gpu = yield* gpuFacts(library, configuration)
