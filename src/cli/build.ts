@@ -1,5 +1,5 @@
 /**
- * Builds the command: one file that needs nothing but koffi, and beside it the licences of everything in it.
+ * Builds the command: one file that needs nothing but the dependencies of the package, and beside it the licences of everything in it.
  * Run from the root of the package, as `npm run build` does.
  */
 import { build } from "esbuild"
@@ -19,7 +19,8 @@ const { metafile } = await build({
   minifyWhitespace: true,
   // The names of functions stay readable in the stack of a defect.
   minifyIdentifiers: false,
-  external: ["koffi"],
+  // What the package depends on is there beside it.
+  external: ["koffi", "@humanwhocodes/momoa"],
   define: { "process.env.NODE_ENV": "\"production\"" },
   legalComments: "none",
   logLevel: "warning",

@@ -614,7 +614,7 @@ export const rows: ReadonlyArray<Row> = [
     section: "2.3.2",
     title: "btrfs max_inline",
     bearsOn: ["io"],
-    decidedBy: "FIEMAP of a file of 64 bytes; the mount option max_inline.",
+    decidedBy: "FIEMAP of a file of 64 bytes.",
     decide: inlineOf("btrfs", "mount with max_inline=0")
   },
   {

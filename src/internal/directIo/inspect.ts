@@ -177,7 +177,11 @@ const judgeIo = (
   const seen = [`overwrite: ${written.evidence}`, `read: ${read.evidence}`]
   const arc = applying.find(({ id }) => id === "zfs-arc")
   if (written.path === "buffered" || read.path === "buffered" || statx?.offsetAlignment === 0 || arc !== undefined) {
-    return { verdict: "buffered", reasons: [...seen, ...(causes.length > 0 ? because : [said])] }
+    const memory = ["tmpfs", "ramfs"].includes(filesystem.type) ? [`${filesystem.type} keeps everything in memory`] : []
+    return {
+      verdict: "buffered",
+      reasons: [...seen, ...(causes.length > 0 ? because : memory.length > 0 ? memory : [said])]
+    }
   }
   if (written.path === "refused" || read.path === "refused") return { verdict: "unsupported", reasons: seen }
   if (written.path !== "direct" || read.path !== "direct") return { verdict: "unknown", reasons: [...seen, said] }
