@@ -1,4 +1,4 @@
-/** What is known of filesystems by their magic number (`uapi/linux/magic.h`; the vendors' for zfs, lustre and gpfs). */
+/** What is known of filesystems by their magic number (`uapi/linux/magic.h`; the vendors' for zfs, lustre, gpfs and bcachefs). */
 import type { DirectIoState } from "../DiskStorage.js"
 import type { Statx } from "../Syscalls.js"
 
@@ -16,7 +16,18 @@ const names = new Map<number, string>([
   [0x6573_5546, "fuse"],
   [0x2fc1_2fc1, "zfs"],
   [0x0bd0_0bd0, "lustre"],
-  [0x4750_4653, "gpfs"]
+  [0x4750_4653, "gpfs"],
+  [0xf2f5_2010, "f2fs"],
+  [0xca45_1a4e, "bcachefs"],
+  [0x7371_7368, "squashfs"],
+  [0xe0f5_e1e2, "erofs"],
+  [0x00c3_6400, "ceph"],
+  [0xfe53_4d42, "smb3"],
+  [0xff53_4d42, "cifs"],
+  [0x0102_1997, "9p"],
+  [0xf15f, "ecryptfs"],
+  [0x2011_bab0, "exfat"],
+  [0x4d44, "vfat"]
 ])
 
 export const filesystemName = (type: number): string => names.get(type) ?? `0x${type.toString(16)}`
@@ -26,6 +37,21 @@ const rewritesInPlace = new Set<string>(["ext2/ext3/ext4", "xfs", "tmpfs"])
 
 export const overwritesMayRunOutOfSpace = (type: number, nocow: boolean): boolean =>
   type === BTRFS ? !nocow : !rewritesInPlace.has(filesystemName(type))
+
+/**
+ * What pages in the page cache say of I/O on a filesystem: where it went, nothing since they are all there is, or nothing since the
+ * filesystem has caches of its own, keeps mapped pages, or gives up on direct I/O because of them (OpenZFS does all three).
+ */
+export type PageCache = "tells" | "is the storage" | "does not tell"
+
+const pagesTell = new Set<string>(["ext2/ext3/ext4", "xfs", "btrfs", "f2fs", "nfs", "lustre"])
+
+/** An overlay's pages are those of a filesystem that is not named; one that answers statx is the kernel's own. */
+export const pageCacheOf = (type: number, directIo: Statx["directIo"]): PageCache => {
+  const name = filesystemName(type)
+  if (name === "tmpfs" || name === "ramfs") return "is the storage"
+  return pagesTell.has(name) || (name === "overlay" && directIo !== undefined) ? "tells" : "does not tell"
+}
 
 /** Why every block of such a file goes to a new place when it is overwritten; undefined where that is not known. */
 export const copiesOnWrite = (type: number, nocow: boolean): string | undefined =>

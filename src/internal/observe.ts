@@ -10,7 +10,7 @@ import * as Either from "effect/Either"
 import type { Probe } from "../DirectIo.js"
 import type { SyscallError, Syscalls } from "../Syscalls.js"
 import { errnos, POSIX_FADV_DONTNEED } from "../Syscalls.js"
-import { filesystemName } from "./filesystems.js"
+import type { PageCache } from "./filesystems.js"
 
 type Pages = Probe["cached"]
 
@@ -21,8 +21,7 @@ export interface Observation extends Pick<Probe, "path" | "cached" | "mapped" | 
 
 export interface Target {
   readonly fd: number
-  /** The filesystem's magic number. */
-  readonly type: number
+  readonly pageCache: PageCache
 }
 
 export interface Range {
@@ -30,12 +29,6 @@ export interface Range {
   readonly offset: number
   readonly length: number
 }
-
-/**
- * Filesystems whose pages say where a write went: they take a mapped page out for a direct write and for nothing else. Others may
- * keep it, or give up on direct I/O because of it (OpenZFS does), so that it proves nothing.
- */
-const pagesTell = new Set(["ext2/ext3/ext4", "xfs", "btrfs", "tmpfs", "overlay", "nfs", "f2fs", "erofs", "ramfs"])
 
 /** How the kernel says that it will not do a transfer this way. */
 const isRefused = ({ errno }: SyscallError) => errno === errnos.EINVAL || errno === errnos.EOPNOTSUPP
@@ -88,27 +81,23 @@ const incomplete = (
   })
 
 const judgeWrite = (
-  type: number,
+  pageCache: PageCache,
   { cached, mapped }: Pick<Observation, "cached" | "mapped">
 ): Pick<Observation, "path" | "evidence"> => {
-  if (cached !== null && cached.after > cached.before) {
-    return { path: "buffered", evidence: `the write left ${pages(cached.after)} of it in the page cache` }
-  }
-  if (mapped === null || mapped.before === 0) {
-    return cached !== null && cached.after > 0
-      ? { path: "buffered", evidence: `the write left ${pages(cached.after)} of it in the page cache` }
-      : { path: "unknown", evidence: "no page could be watched" }
+  const added = cached === null ? 0 : cached.after - (mapped === null ? 0 : cached.before)
+  if (added > 0) return { path: "buffered", evidence: `the write brought ${pages(added)} into the page cache` }
+  if (mapped === null || mapped.before === 0) return { path: "unknown", evidence: "no page could be watched" }
+  const went = mapped.before - mapped.after
+  if (pageCache === "does not tell") {
+    const evidence = `${went} of ${pages(mapped.before)} left the page cache, which proves nothing on this filesystem`
+    return { path: "unknown", evidence }
   }
   if (mapped.after === 0) {
     return { path: "direct", evidence: `the write took ${pages(mapped.before)} of the range out of the page cache` }
   }
-  return mapped.after >= mapped.before && pagesTell.has(filesystemName(type))
+  return went <= 0
     ? { path: "buffered", evidence: `${pages(mapped.after)} stayed in the page cache, through which the write went` }
-    : {
-      path: "unknown",
-      evidence: `${mapped.after} of ${pages(mapped.before)} stayed in the page cache, which proves nothing on ` +
-        filesystemName(type)
-    }
+    : { path: "unknown", evidence: `${went} of ${pages(mapped.before)} left the page cache` }
 }
 
 /** Writes `from` at `offset`, which has to lie below the end of the file for its pages to be mapped. */
@@ -121,28 +110,25 @@ export const observeWrite = (
 ): Effect.Effect<Observation> =>
   Effect.map(
     observe(syscalls, target, watched, true, syscalls.pwrite(target.fd, from, offset)),
-    (seen) => ({ ...seen, ...(incomplete(seen.result, from.byteLength) ?? judgeWrite(target.type, seen)) })
+    (seen) => ({ ...seen, ...(incomplete(seen.result, from.byteLength) ?? judgeWrite(target.pageCache, seen)) })
   )
 
-/** Whose pages are the storage itself. */
-const inMemory = new Set(["tmpfs", "ramfs"])
-
 const judgeRead = (
-  type: number,
+  pageCache: PageCache,
   { cached, mapped }: Pick<Observation, "cached" | "mapped">
 ): Pick<Observation, "path" | "evidence"> => {
+  if (mapped === null && cached === null) return { path: "unknown", evidence: "no page could be watched" }
   const before = Math.max(mapped?.before ?? 0, cached?.before ?? 0)
   const after = Math.max(mapped?.after ?? 0, cached?.after ?? 0)
-  if (mapped === null && cached === null) return { path: "unknown", evidence: "no page could be watched" }
   if (before > 0) {
-    if (inMemory.has(filesystemName(type))) {
-      return { path: "buffered", evidence: `the ${pages(before)} of the range are there in memory and nowhere else` }
-    }
-    return { path: "unknown", evidence: `${pages(before)} of the range cannot be dropped from the page cache` }
+    return pageCache === "is the storage"
+      ? { path: "buffered", evidence: `the ${pages(before)} of the range are there in memory and nowhere else` }
+      : { path: "unknown", evidence: `${pages(before)} of the range cannot be dropped from the page cache` }
   }
-  return after > 0
-    ? { path: "buffered", evidence: `the read brought ${pages(after)} into the page cache` }
-    : { path: "direct", evidence: "the read left no page in the page cache" }
+  if (after > 0) return { path: "buffered", evidence: `the read brought ${pages(after)} into the page cache` }
+  return pageCache === "tells"
+    ? { path: "direct", evidence: "the read left no page in the page cache" }
+    : { path: "unknown", evidence: "the read left no page in the page cache, which proves nothing on this filesystem" }
 }
 
 /** Reads `into` from `offset`, after what the page cache holds of it has been written back and dropped. */
@@ -161,6 +147,6 @@ export const observeRead = (
   )
   return Effect.map(
     Effect.zipRight(dropped, observe(syscalls, target, range, false, syscalls.pread(target.fd, into, offset))),
-    (seen) => ({ ...seen, ...(incomplete(seen.result, into.byteLength) ?? judgeRead(target.type, seen)) })
+    (seen) => ({ ...seen, ...(incomplete(seen.result, into.byteLength) ?? judgeRead(target.pageCache, seen)) })
   )
 }

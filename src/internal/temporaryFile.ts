@@ -17,7 +17,15 @@ import {
 import type { IoEngine } from "../IoEngine.js"
 import type { SyscallError, Syscalls } from "../Syscalls.js"
 import { errnos, FALLOC_FL_WRITE_ZEROES, FS_NOCOW_FL } from "../Syscalls.js"
-import { BTRFS, copiesOnWrite, directIoVerdict, filesystemName, overwritesMayRunOutOfSpace } from "./filesystems.js"
+import {
+  BTRFS,
+  copiesOnWrite,
+  directIoVerdict,
+  filesystemName,
+  overwritesMayRunOutOfSpace,
+  pageCacheOf
+} from "./filesystems.js"
+import type { PageCache } from "./filesystems.js"
 import * as linkedFiles from "./linkedFiles.js"
 import { observeRead, observeWrite } from "./observe.js"
 import type { ResolvedOptions } from "./options.js"
@@ -291,15 +299,15 @@ const prove = (
   syscalls: Syscalls,
   { path }: TemporaryFile,
   fd: number,
-  { name, type }: Prepared["filesystem"],
+  filesystem: string,
+  pageCache: PageCache,
   unit: number,
   said: DirectIoState
 ): Effect.Effect<DirectIoState, DirectIoUnavailable | OutOfSpace | BufferUnavailable> =>
   Effect.scoped(Effect.gen(function*() {
     const { bytes } = yield* AlignedBuffer.make(unit)
-    const target = { fd, type }
-    const unavailable = (...reasons: ReadonlyArray<string>) =>
-      new DirectIoUnavailable({ path, filesystem: name, reasons })
+    const target = { fd, pageCache }
+    const unavailable = (...reasons: ReadonlyArray<string>) => new DirectIoUnavailable({ path, filesystem, reasons })
     yield* Effect.mapError(syscalls.pwrite(fd, bytes, 0), (cause) =>
       isNoRoom(cause)
         ? new OutOfSpace({ path, method: "fallocate", needed: unit, cause })
@@ -418,7 +426,9 @@ export const prepare = (
 
     // Whole pages, so that an aligned write of the last one neither grows nor fails; what is above `size` is padding.
     const unit = Math.max(AlignedBuffer.pageSize, offset)
-    const accepted = options.directIo === "proven" ? yield* prove(syscalls, file, fd, filesystem, unit, said) : said
+    const accepted = options.directIo === "proven"
+      ? yield* prove(syscalls, file, fd, filesystem.name, pageCacheOf(type, answered), unit, said)
+      : said
     const length = Math.ceil(options.size / unit) * unit
     const useless = options.prewrite ? copiesOnWrite(type, nocow) : undefined
     if (useless !== undefined) return yield* new PrewriteRefused({ path, filesystem: filesystem.name, reason: useless })

@@ -203,7 +203,7 @@ const pageCache = (facts: Facts): Decision => {
 }
 
 const zfsArc = (facts: Facts): Decision => {
-  const { findings: { poolWrites }, zfs } = facts
+  const { findings: { pool }, zfs } = facts
   if (typeOf(facts) !== "zfs" || zfs === undefined) return no(`the filesystem is ${typeOf(facts)}`)
   const version = zfs.version ?? "of unknown version"
   const look = `zfs get direct ${facts.filesystem.source ?? "DATASET"}`
@@ -221,22 +221,16 @@ const zfsArc = (facts: Facts): Decision => {
       "echo 1 > /sys/module/zfs/parameters/zfs_dio_enabled"
     )
   }
-  if (poolWrites !== undefined && poolWrites.direct === 0 && poolWrites.arc > 0) {
-    return yes(
-      readsAndWrites,
-      `while the probe wrote, the pool counted ${poolWrites.arc} writes through the ARC and none past it (kstat iostats)`,
-      `zfs set direct=standard ${facts.filesystem.source ?? "DATASET"}; see ${look}`
-    )
-  }
-  if (poolWrites !== undefined && poolWrites.direct >= poolWrites.made && poolWrites.arc === 0) {
-    return no(
-      `OpenZFS ${version}: the pool counted ${poolWrites.direct} writes, all past the ARC, while the probe wrote`
-    )
-  }
-  const counted = poolWrites === undefined
-    ? "the pool's iostats cannot be read"
-    : `the pool counted ${poolWrites.direct} direct writes and ${poolWrites.arc} through the ARC meanwhile, whosoever's`
-  return unknown(readsAndWrites, `OpenZFS ${version}: ${counted}`, look)
+  if (pool === undefined) return unknown(readsAndWrites, `OpenZFS ${version}: the pool's iostats cannot be read`, look)
+  const { made, reads, writes: written } = pool
+  const counted =
+    `while ${made} direct writes and reads were made, the pool counted ${written.direct} writes and ${reads.direct} ` +
+    `reads past the ARC, ${written.arc} writes and ${reads.arc} reads through it (kstat iostats)`
+  const remedy = `zfs set direct=standard ${facts.filesystem.source ?? "DATASET"}; see ${look}`
+  if (written.direct < made && written.arc >= made) return yes(readsAndWrites, counted, remedy)
+  return written.direct >= made && reads.direct >= made && written.arc === 0 && reads.arc === 0
+    ? no(counted)
+    : unknown(readsAndWrites, `${counted}, whosoever's`, look)
 }
 
 const flagIgnored = (facts: Facts): Decision => {

@@ -26,7 +26,7 @@ import { gpuFacts, judgeGpu } from "./gpu.js"
 import { measure, measuredBytes } from "./measure.js"
 import { readMounts } from "./mounts.js"
 import type { Mount } from "./mounts.js"
-import type { Findings, PoolWrites } from "./probe.js"
+import type { Findings, PoolCounts } from "./probe.js"
 import { probe } from "./probe.js"
 
 /** Names of what `ioctl_iflags(2)` lists, as far as they say something here. */
@@ -79,7 +79,7 @@ const upperOf = (mount: Mount | undefined, mounts: ReadonlyArray<Mount>) =>
     if (looked._tag === "None") return undefined
     const { statx } = looked.value
     const device = { major: statx.deviceMajor, minor: statx.deviceMinor }
-    return { device, mount: mounts.find(({ id }) => id === statx.mountId) }
+    return { device, mount: mounts.find(({ id }) => id === statx.mountId), type: looked.value.statfs.type }
   })
 
 const filesystemOf = ({ statfs, statx }: Looked, mount: Mount | undefined): Filesystem => ({
@@ -100,12 +100,19 @@ const zfsFacts: Effect.Effect<ZfsFacts, never, FileSystem.FileSystem> = Effect.g
 })
 
 /** The kstat `iostats` of a pool: three columns, name, type and value (`module/zfs/spa_stats.c` of OpenZFS 2.3). */
-const poolWritesOf = (source: string) => {
+const poolCountsOf = (source: string) => {
   const path = `/proc/spl/kstat/zfs/${source.split("/")[0] ?? ""}/iostats`
-  return Effect.map(textOf(path), (text): PoolWrites | undefined => {
-    const counted = (name: string) => new RegExp(`^${name}\\s+\\d+\\s+(\\d+)$`, "m").exec(text ?? "")?.[1]
-    const [direct, arc] = [counted("direct_write_count"), counted("arc_write_count")]
-    return direct === undefined || arc === undefined ? undefined : { direct: Number(direct), arc: Number(arc) }
+  return Effect.map(textOf(path), (text): PoolCounts | undefined => {
+    const counted = (name: string) => {
+      const value = new RegExp(`^${name}\\s+\\d+\\s+(\\d+)$`, "m").exec(text ?? "")?.[1]
+      return value === undefined ? undefined : Number(value)
+    }
+    const of = (kind: "read" | "write") => {
+      const [direct, arc] = [counted(`direct_${kind}_count`), counted(`arc_${kind}_count`)]
+      return direct === undefined || arc === undefined ? undefined : { direct, arc }
+    }
+    const [reads, writes] = [of("read"), of("write")]
+    return reads === undefined || writes === undefined ? undefined : { reads, writes }
   })
 }
 
@@ -184,7 +191,12 @@ const judgeIo = (
     }
   }
   if (written.path === "refused" || read.path === "refused") return { verdict: "unsupported", reasons: seen }
-  if (written.path !== "direct" || read.path !== "direct") return { verdict: "unknown", reasons: [...seen, said] }
+  const pastArc = conditions.some(({ applies, id }) =>
+    id === "zfs-arc" && applies === "no" && filesystem.type === "zfs"
+  )
+  if (!pastArc && (written.path !== "direct" || read.path !== "direct")) {
+    return { verdict: "unknown", reasons: [...seen, said] }
+  }
   if (failure !== null) {
     return {
       verdict: "unknown",
@@ -244,11 +256,12 @@ export const inspect = (
     )
     const { devices } = stack
 
-    const findings = yield* probe(directory, looked.statfs.type, {
+    const { type } = looked.statfs
+    const findings = yield* probe({ directory, type, pagesType: upper?.type ?? type }, {
       dirtiesBelow: devices.some(({ loopDirectIo }) => loopDirectIo === false),
-      poolWrites: yield* Effect.map(FileSystem.FileSystem, (files) =>
+      poolCounts: yield* Effect.map(FileSystem.FileSystem, (files) =>
         filesystem.type === "zfs" && filesystem.source !== null
-          ? Effect.provideService(poolWritesOf(filesystem.source), FileSystem.FileSystem, files)
+          ? Effect.provideService(poolCountsOf(filesystem.source), FileSystem.FileSystem, files)
           : Effect.succeed(undefined))
     })
     const facts = {

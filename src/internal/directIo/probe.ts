@@ -14,7 +14,8 @@ import type { BufferUnavailable } from "../../DiskStorageError.js"
 import type { Statx, SyscallError } from "../../Syscalls.js"
 import { errnos, FS_NOCOW_FL, Syscalls } from "../../Syscalls.js"
 import { kindsIn } from "../extents.js"
-import { BTRFS, filesystemName } from "../filesystems.js"
+import { BTRFS, filesystemName, pageCacheOf } from "../filesystems.js"
+import type { PageCache } from "../filesystems.js"
 import * as observe from "../observe.js"
 import { namePrefix } from "../temporaryFile.js"
 
@@ -46,24 +47,33 @@ export interface Findings {
   readonly alignment: Pick<Alignment, "read" | "write">
   /** Whether a buffered write had its blocks chosen at once, or later. */
   readonly delayed: boolean | undefined
-  /** ZFS: writes that the pool counted past its ARC and through it, while `made` direct ones were made. */
-  readonly poolWrites: (PoolWrites & { readonly made: number }) | undefined
+  /** ZFS: what the pool counted while `made` direct writes, and then as many reads, were made. */
+  readonly pool: (PoolCounts & { readonly made: number }) | undefined
   readonly failure: ProbeFailure | null
 }
 
-export interface PoolWrites {
-  readonly direct: number
-  readonly arc: number
+/** Operations past the ARC of a pool of ZFS, and through it. */
+export interface PoolCounts {
+  readonly writes: { readonly direct: number; readonly arc: number }
+  readonly reads: { readonly direct: number; readonly arc: number }
 }
 
 interface File {
   /** Without O_DIRECT. */
   readonly plain: number
   readonly fd: number
-  readonly type: number
+  readonly pageCache: PageCache
   readonly kind: Probe["file"]
   /** A direct write that has begun here is never given up for a buffered one: xfs, btrfs, and ext4 with extents. */
   readonly staysDirect: boolean
+}
+
+/** Where the probe is made. */
+export interface Place {
+  readonly directory: string
+  /** The filesystem's magic number, and that of the one whose pages are used: of an overlay, its upper directory's. */
+  readonly type: number
+  readonly pagesType: number
 }
 
 interface Tools {
@@ -73,7 +83,7 @@ interface Tools {
   readonly dirtied: Effect.Effect<number | undefined>
   /** Whether a direct write dirties pages of a file that a loop device below reads and writes through the page cache. */
   readonly dirtiesBelow: boolean
-  readonly poolWrites: Effect.Effect<PoolWrites | undefined>
+  readonly poolCounts: Effect.Effect<PoolCounts | undefined>
 }
 
 const meanings: { readonly [code: string]: string } = {
@@ -223,10 +233,10 @@ const places = { written: at(1), unwritten: at(2), aligned: at(3), hole: at(4, h
 /** Every kind of write, and a read. */
 const tries = (tools: Tools, file: File): ReadonlyArray<Attempt> => {
   const { bytes, syscalls } = tools
-  const { fd, plain, type } = file
+  const { plain } = file
   const chunk = bytes.subarray(0, chunkBytes)
   const write = (range: observe.Range, watched = range) =>
-    observe.observeWrite(syscalls, { fd, type }, range.offset, chunk, watched)
+    observe.observeWrite(syscalls, file, range.offset, chunk, watched)
   const { end, hole, unwritten, written } = places
   return [
     // The file ends within a page, which is there to be watched.
@@ -245,7 +255,7 @@ const tries = (tools: Tools, file: File): ReadonlyArray<Attempt> => {
       "read",
       written,
       syscalls.pwrite(plain, chunk, written.offset),
-      observe.observeRead(syscalls, { fd, type }, written.offset, chunk)
+      observe.observeRead(syscalls, file, written.offset, chunk)
     ),
     attempt(
       tools,
@@ -281,7 +291,7 @@ const tries = (tools: Tools, file: File): ReadonlyArray<Attempt> => {
 /** A few bytes, written without O_DIRECT so that they may go into the inode; then a direct write over them. */
 const tryInline = (tools: Tools, file: File, unit: number): Attempt => {
   const { bytes, syscalls } = tools
-  const { fd, plain, type } = file
+  const { plain } = file
   const few = bytes.subarray(0, 64)
   return attempt(
     tools,
@@ -289,14 +299,14 @@ const tryInline = (tools: Tools, file: File, unit: number): Attempt => {
     "inline",
     { offset: 0, length: few.byteLength },
     syscalls.pwrite(plain, few, 0),
-    observe.observeWrite(syscalls, { fd, type }, 0, bytes.subarray(0, unit), { offset: 0, length: page })
+    observe.observeWrite(syscalls, file, 0, bytes.subarray(0, unit), { offset: 0, length: page })
   )
 }
 
 /** A write over what another file shares: one that is not a multiple of blocks may be buffered then. */
 const tryShared = (tools: Tools, file: File, copy: number): Attempt => {
   const { bytes, syscalls } = tools
-  const { fd, plain, type } = file
+  const { plain } = file
   const chunk = bytes.subarray(0, chunkBytes)
   return attempt(
     tools,
@@ -304,7 +314,7 @@ const tryShared = (tools: Tools, file: File, copy: number): Attempt => {
     "shared",
     { offset: 0, length: chunkBytes },
     Effect.zipRight(syscalls.pwrite(plain, chunk, 0), syscalls.ficlone(copy, plain)),
-    observe.observeWrite(syscalls, { fd, type }, 0, chunk)
+    observe.observeWrite(syscalls, file, 0, chunk)
   )
 }
 
@@ -318,7 +328,7 @@ const powers = (most: number): ReadonlyArray<number> =>
  */
 const findMultiples = (
   { bytes, syscalls }: Tools,
-  { fd, type }: File,
+  file: File,
   direction: "read" | "write",
   path: Probe["path"]
 ): Effect.Effect<Alignment["read"]> => {
@@ -328,10 +338,9 @@ const findMultiples = (
     const start = places.aligned.offset + offset
     const first = start - start % page
     const watched = { offset: first, length: Math.ceil((start + buffer.byteLength - first) / page) * page }
-    const target = { fd, type }
     const observed = direction === "read"
-      ? observe.observeRead(syscalls, target, start, buffer, watched)
-      : observe.observeWrite(syscalls, target, start, buffer, watched)
+      ? observe.observeRead(syscalls, file, start, buffer, watched)
+      : observe.observeWrite(syscalls, file, start, buffer, watched)
     return Effect.map(observed, (seen) => seen.path === path)
   }
   const smallest = (most: number, taken: (multiple: number) => Effect.Effect<boolean>) =>
@@ -345,7 +354,7 @@ const findMultiples = (
 }
 
 /** A new file, out of copy-on-write where `kind` wants that and it can be had, and again with O_DIRECT. */
-const makeFile = (syscalls: Syscalls, directory: string, type: number, kind: Probe["file"]) =>
+const makeFile = ({ syscalls }: Tools, { directory, pagesType, type }: Place, kind: Probe["file"]) =>
   Effect.gen(function*() {
     const plain = yield* create(syscalls, directory)
     const inodeFlags = Option.getOrUndefined(yield* Effect.option(syscalls.ioctlGetFlags(plain)))
@@ -353,43 +362,54 @@ const makeFile = (syscalls: Syscalls, directory: string, type: number, kind: Pro
       Either.isRight(yield* Effect.either(syscalls.ioctlSetFlags(plain, inodeFlags | FS_NOCOW_FL)))
     const { fd, openFlag, setFlag } = yield* openDirect(syscalls, plain)
     const extents = ((inodeFlags ?? 0) & FS_EXTENT_FL) !== 0
-    const staysDirect = type === BTRFS || filesystemName(type) === "xfs" || extents
-    const file = fd === undefined ? undefined : { plain, fd, type, kind, staysDirect }
-    return { plain, file, inodeFlags, nocow, setFlag, openFlag }
+    const staysDirect = pagesType === BTRFS || filesystemName(pagesType) === "xfs" || extents
+    const { directIo } = yield* Effect.mapError(syscalls.statx(fd ?? plain), failureAt("ask with statx"))
+    const pageCache = pageCacheOf(pagesType, directIo)
+    const file = fd === undefined ? undefined : { plain, fd, pageCache, kind, staysDirect }
+    return { plain, file, inodeFlags, nocow, setFlag, openFlag, statx: directIo }
   })
 
-/** Large direct writes, and what a pool of ZFS counted meanwhile; smaller ones than a record would go through its ARC. */
-const countPoolWrites = ({ bytes, poolWrites, syscalls }: Tools, { fd }: File) =>
+/** Large direct writes, then reads, and what a pool of ZFS counted; writes of less than a record would go through its ARC. */
+const countInPool = (
+  { bytes, poolCounts, syscalls }: Tools,
+  { fd }: File
+): Effect.Effect<Findings["pool"], ProbeFailure> =>
   Effect.gen(function*() {
     const made = holeRounds
-    const from = bytes.subarray(0, holeBytes)
-    const before = yield* poolWrites
+    const transfer = bytes.subarray(0, holeBytes)
+    const before = yield* poolCounts
     if (before === undefined) return undefined
     for (let index = 0; index < made; index++) {
-      yield* Effect.mapError(
-        syscalls.pwrite(fd, from, places.end.offset + index * holeBytes),
-        failureAt("write to ZFS")
-      )
+      const offset = places.end.offset + index * holeBytes
+      yield* Effect.mapError(syscalls.pwrite(fd, transfer, offset), failureAt("write to the file"))
     }
-    const after = yield* poolWrites
-    return after && { made, direct: after.direct - before.direct, arc: after.arc - before.arc }
+    for (let index = 0; index < made; index++) {
+      const offset = places.end.offset + index * holeBytes
+      yield* Effect.mapError(syscalls.pread(fd, transfer, offset), failureAt("read the file"))
+    }
+    const after = yield* poolCounts
+    if (after === undefined) return undefined
+    const between = (kind: keyof PoolCounts) => ({
+      direct: after[kind].direct - before[kind].direct,
+      arc: after[kind].arc - before[kind].arc
+    })
+    return { made, writes: between("writes"), reads: between("reads") }
   })
 
 const inspectFile = (
   tools: Tools,
-  directory: string,
-  type: number,
+  place: Place,
   kind: Probe["file"],
   findings: Mutable<Findings>
 ): Effect.Effect<void, ProbeFailure, Scope.Scope> =>
   Effect.gen(function*() {
     const { bytes, syscalls } = tools
-    const { file, inodeFlags, nocow, openFlag, plain, setFlag } = yield* makeFile(syscalls, directory, type, kind)
+    const { file, inodeFlags, nocow, openFlag, plain, setFlag, statx } = yield* makeFile(tools, place, kind)
     if (kind === "nocow") {
       findings.nocow = nocow
       if (!nocow) return
     } else Object.assign(findings, { inodeFlags, setFlag, openFlag })
-    findings.statx = (yield* Effect.mapError(syscalls.statx(file?.fd ?? plain), failureAt("ask with statx"))).directIo
+    findings.statx = statx
 
     yield* Effect.mapError(syscalls.pwrite(plain, bytes.subarray(0, chunkBytes), 0), failureAt("write to the file"))
     findings.delayed = (yield* kindsIn(syscalls, plain, 0, chunkBytes))?.includes("delayed")
@@ -410,24 +430,23 @@ const inspectFile = (
     const write = yield* findMultiples(tools, file, "write", pathOf("written"))
     findings.alignment = { write, read: yield* findMultiples(tools, file, "read", pathOf("read")) }
 
-    findings.poolWrites = yield* countPoolWrites(tools, file)
+    findings.pool = yield* countInPool(tools, file)
 
-    const copied = yield* makeFile(syscalls, directory, type, kind)
-    const copy = yield* makeFile(syscalls, directory, type, kind)
+    const copied = yield* makeFile(tools, place, kind)
+    const copy = yield* makeFile(tools, place, kind)
     if (copied.file !== undefined) yield* keep(tryShared(tools, copied.file, copy.plain))
-    const small = yield* makeFile(syscalls, directory, type, kind)
+    const small = yield* makeFile(tools, place, kind)
     const unit = Math.max(write?.offset ?? page, write?.length ?? page)
     if (small.file !== undefined) yield* keep(tryInline(tools, small.file, unit))
   })
 
 /**
- * Everything that real I/O in `directory` tells. On btrfs two files are asked: one as it is made here, and one that is made NOCOW, as a
+ * Everything that real I/O in a directory tells. On btrfs two files are asked: one as it is made here, and one that is made NOCOW, as a
  * `DiskStorage` makes it. Nothing is left: the files lose their names before anything is written.
  */
 export const probe = (
-  directory: string,
-  type: number,
-  { dirtiesBelow, poolWrites }: Pick<Tools, "dirtiesBelow" | "poolWrites">
+  place: Place,
+  { dirtiesBelow, poolCounts }: Pick<Tools, "dirtiesBelow" | "poolCounts">
 ): Effect.Effect<Findings, BufferUnavailable, Syscalls | FileSystem.FileSystem> =>
   Effect.gen(function*() {
     const syscalls = yield* Syscalls
@@ -441,7 +460,7 @@ export const probe = (
         return count === undefined ? undefined : Number(count)
       }
     })
-    const tools = { syscalls, bytes, dirtied, dirtiesBelow, poolWrites }
+    const tools = { syscalls, bytes, dirtied, dirtiesBelow, poolCounts }
     const findings: Mutable<Findings> = {
       statx: undefined,
       inodeFlags: undefined,
@@ -451,16 +470,16 @@ export const probe = (
       probes: [],
       alignment: { read: null, write: null },
       delayed: undefined,
-      poolWrites: undefined,
+      pool: undefined,
       failure: null
     }
-    const inspect = (kind: Probe["file"]) => Effect.scoped(inspectFile(tools, directory, type, kind, findings))
+    const inspect = (kind: Probe["file"]) => Effect.scoped(inspectFile(tools, place, kind, findings))
     yield* Effect.catchAll(
       Effect.suspend(() =>
         Effect.zipRight(
           inspect("as made here"),
           Effect.suspend(() =>
-            type === BTRFS && ((findings.inodeFlags ?? 0) & FS_NOCOW_FL) === 0 ? inspect("nocow") : Effect.void
+            place.type === BTRFS && ((findings.inodeFlags ?? 0) & FS_NOCOW_FL) === 0 ? inspect("nocow") : Effect.void
           )
         )
       ),
