@@ -354,7 +354,7 @@ const findMultiples = (
 }
 
 /** A new file, out of copy-on-write where `kind` wants that and it can be had, and again with O_DIRECT. */
-const makeFile = ({ syscalls }: Tools, { directory, pagesType, type }: Place, kind: Probe["file"]) =>
+const makeFile = ({ syscalls }: Tools, { directory, pagesType }: Place, kind: Probe["file"]) =>
   Effect.gen(function*() {
     const plain = yield* create(syscalls, directory)
     const inodeFlags = Option.getOrUndefined(yield* Effect.option(syscalls.ioctlGetFlags(plain)))
