@@ -1,3 +1,4 @@
+import type * as FileSystem from "@effect/platform/FileSystem"
 import type * as ConfigError from "effect/ConfigError"
 import type * as Context from "effect/Context"
 import type * as Effect from "effect/Effect"
@@ -9,6 +10,7 @@ import type * as Sink from "effect/Sink"
 import type * as Stream from "effect/Stream"
 import { describe, expect, it } from "tstyche"
 import * as AlignedBuffer from "../../src/AlignedBuffer.js"
+import * as DirectIo from "../../src/DirectIo.js"
 import * as DiskAllocator from "../../src/DiskAllocator.js"
 import * as DiskStorage from "../../src/DiskStorage.js"
 import * as DiskStorageConfig from "../../src/DiskStorageConfig.js"
@@ -161,6 +163,27 @@ describe("registrations", () => {
     >()
     expect(storage.isRegistered(tag)).type.toBe<Effect.Effect<boolean, Errors.StorageClosed>>()
     expect(storage.deregister(tag)).type.toBe<Effect.Effect<boolean, Errors.StorageClosed>>()
+  })
+})
+
+describe("the doctor", () => {
+  it("fails only without a directory or memory, and needs the kernel, an engine and files", () => {
+    expect(DirectIo.inspect("/")).type.toBe<
+      Effect.Effect<
+        DirectIo.DirectIoReport,
+        Errors.DirectoryUnusable | Errors.BufferUnavailable,
+        Kernel | FileSystem.FileSystem
+      >
+    >()
+  })
+
+  it("maps a storage without the kernel, a path with it", () => {
+    expect(DirectIo.extents(storage)).type.toBe<
+      Effect.Effect<ReadonlyArray<DiskStorage.Extent>, Errors.StorageClosed | Errors.ExtentsUnavailable>
+    >()
+    expect(DirectIo.extents("/file")).type.toBe<
+      Effect.Effect<ReadonlyArray<DiskStorage.Extent>, Errors.ExtentsUnavailable, Syscalls.Syscalls>
+    >()
   })
 })
 
