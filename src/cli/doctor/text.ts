@@ -1,4 +1,4 @@
-/** The report as an operator reads it: the verdict first, then what it rests on. */
+/** The report as an operator reads it: the verdict first, then what stands in the way, then what both rest on. */
 import * as Arr from "effect/Array"
 import type {
   Alignment,
@@ -300,12 +300,12 @@ export const text = (report: DirectIoReport, { all, colour, width }: TextOptions
     prose(span(directory, bold)),
     verdictBlock("I/O", verdict.io, meaningOfIo[verdict.io], verdict.reasons.io),
     verdictBlock("GPU", verdict.gpu, meaningOfGpu[verdict.gpu], verdict.reasons.gpu),
+    ...conditionSection(conditions, all),
+    ...measurementSection(measurement),
+    ...section("Tries of direct I/O on a file of its own", probeLines(report)),
+    ...section("Alignment of direct I/O, in bytes", alignmentLines(alignment)),
     ...section("Filesystem and devices", filesystemLines(report)),
     ...section("GPU", [sentence(gpuText(gpu))]),
-    ...section("Alignment of direct I/O, in bytes", alignmentLines(alignment)),
-    ...section("Tries of direct I/O on a file of its own", probeLines(report)),
-    ...measurementSection(measurement),
-    ...conditionSection(conditions, all),
     ...section("Not seen", unseen.map(({ reason, what }) => sentence(`${what}: ${reason}`)))
   ])(width).join("\n")
   return colour ? lines : withoutColours(lines)
