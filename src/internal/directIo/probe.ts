@@ -23,13 +23,13 @@ const page = AlignedBuffer.pageSize
 /** What one try moves: enough pages for a count of them to mean something, and more than any filesystem keeps inline. */
 const chunkBytes = 64 * 1024
 /** A write into a hole: so many pages that those that others dirty meanwhile do not drown them. */
-const holeBytes = 1024 * 1024
+const holeBytes = 2 * 1024 * 1024
 const holeRounds = 3
 /**
- * The kernel adds up what a CPU has dirtied once that is more than this many pages at most (`calculate_normal_threshold` in
- * `mm/vmstat.c`).
+ * A CPU keeps up to 125 pages that it has dirtied to itself before the kernel adds them up (`calculate_normal_threshold` in
+ * `mm/vmstat.c`), and a write may move from one CPU to another.
  */
-const unaccountedPages = 125
+const unaccountedPages = 2 * 125
 /** `FS_EXTENT_FL` of `ioctl_iflags(2)`: the file is mapped by extents (ext4). */
 const FS_EXTENT_FL = 0x8_0000
 /** The largest multiple that is tried for an alignment. */
