@@ -16,7 +16,6 @@ import { DirectoryUnusable } from "../../DiskStorageError.js"
 import type { BufferUnavailable } from "../../DiskStorageError.js"
 import type { IoEngine } from "../../IoEngine.js"
 import { Syscalls } from "../../Syscalls.js"
-import type { Statfs, Statx } from "../../Syscalls.js"
 import { filesystemName } from "../filesystems.js"
 import { stackOf } from "./blockDevices.js"
 import { decide } from "./conditions.js"
@@ -55,6 +54,13 @@ const namesIn = (directory: string) =>
     Effect.orElseSucceed((): ReadonlyArray<string> => [])
   )
 
+/** The same id where statx does not give it yet, before Linux 5.8 (`proc_pid_fdinfo(5)`). */
+const mountIdOf = (fd: number) =>
+  Effect.map(textOf(`/proc/self/fdinfo/${fd}`), (text) => {
+    const id = /^mnt_id:\s*(\d+)$/m.exec(text ?? "")?.[1]
+    return id === undefined ? undefined : Number(id)
+  })
+
 /** What a directory is, without needing the right to read it. */
 const look = (directory: string) =>
   Effect.gen(function*() {
@@ -62,12 +68,17 @@ const look = (directory: string) =>
     const { O_CLOEXEC, O_DIRECTORY, O_PATH } = syscalls.flags
     return yield* Effect.acquireUseRelease(
       syscalls.open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC),
-      (fd) => Effect.all({ statfs: syscalls.fstatfs(fd), statx: syscalls.statx(fd) }),
+      (fd) =>
+        Effect.gen(function*() {
+          const statfs = yield* syscalls.fstatfs(fd)
+          const statx = yield* syscalls.statx(fd)
+          return { statfs, statx, mountId: statx.mountId ?? (yield* mountIdOf(fd)) }
+        }),
       (fd) => Effect.ignore(syscalls.close(fd))
     )
   }).pipe(Effect.mapError((cause) => new DirectoryUnusable({ directory, cause })))
 
-type Looked = { readonly statfs: Statfs; readonly statx: Statx }
+type Looked = Effect.Effect.Success<ReturnType<typeof look>>
 
 /** The mount that an overlay's files are really on. */
 const upperOf = (mount: Mount | undefined, mounts: ReadonlyArray<Mount>) =>
@@ -77,15 +88,15 @@ const upperOf = (mount: Mount | undefined, mounts: ReadonlyArray<Mount>) =>
     if (directory === undefined) return undefined
     const looked = yield* Effect.option(look(directory.replaceAll("\\,", ",").replaceAll("\\:", ":")))
     if (looked._tag === "None") return undefined
-    const { statx } = looked.value
+    const { mountId, statfs, statx } = looked.value
     const device = { major: statx.deviceMajor, minor: statx.deviceMinor }
-    return { device, mount: mounts.find(({ id }) => id === statx.mountId), type: looked.value.statfs.type }
+    return { device, mount: mounts.find(({ id }) => id === mountId), type: statfs.type }
   })
 
-const filesystemOf = ({ statfs, statx }: Looked, mount: Mount | undefined): Filesystem => ({
+const filesystemOf = ({ mountId, statfs }: Looked, mount: Mount | undefined): Filesystem => ({
   type: mount?.type ?? filesystemName(statfs.type),
   magic: statfs.type,
-  mountId: statx.mountId ?? null,
+  mountId: mountId ?? null,
   mountPoint: mount?.mountPoint ?? null,
   source: mount?.source ?? null,
   options: mount === undefined ? [] : [...new Set([...mount.options, ...mount.superOptions])],
@@ -237,15 +248,15 @@ export const inspect = (
   Effect.gen(function*() {
     const syscalls = yield* Syscalls
     const looked = yield* look(directory)
-    const { statx } = looked
+    const { mountId, statx } = looked
 
     const read = yield* Effect.either(readMounts)
     const mounts = Either.getOrElse(read, (): ReadonlyArray<Mount> => [])
-    const mount = mounts.find(({ id }) => id === statx.mountId)
+    const mount = mounts.find(({ id }) => id === mountId)
     const mountUnseen = Either.isLeft(read)
       ? [read.left]
       : mount === undefined
-      ? [{ what: "the mount", reason: `mount ${statx.mountId ?? "(no id from statx)"} is not in /proc/self/mountinfo` }]
+      ? [{ what: "the mount", reason: `mount ${mountId ?? "(of no known id)"} is not in /proc/self/mountinfo` }]
       : []
     const filesystem = filesystemOf(looked, mount)
     const upper = yield* upperOf(mount, mounts)
