@@ -3,7 +3,8 @@
  *
  * One `sh` per mount makes it, waits until its standard input ends, and undoes everything. The input ends with the Scope and
  * with this process, however it ends; the shell ignores the signals of a terminal and has a session of its own. Images never
- * have a name once they are used, and a loop device lives exactly as long as its mount.
+ * have a name once they are used, but where they lie on a filesystem that is itself made here, and a loop device lives exactly as
+ * long as its mount.
  */
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
@@ -31,14 +32,19 @@ const mebibyte = 1024 ** 2
 /** Where images are made: on a disk, which /tmp may not be. */
 const imageDirectory = "/var/tmp"
 
-/** A filesystem on a loop device over a sparse image. */
+/** A filesystem on a loop device over a sparse image: `mkfs IMAGE mkfsOptions` makes it. */
 interface Loop {
   readonly how: "loop"
   readonly type: string
   readonly mkfs: ReadonlyArray<string>
+  readonly mkfsOptions?: ReadonlyArray<string>
+  /** A shell command that changes the filesystem before it is mounted; the image is its last argument. */
+  readonly tune?: string
   readonly mebibytes: number
   readonly options?: string
   readonly losetup?: ReadonlyArray<string>
+  /** What the image lies on, under the name `image`; the disk of the machine where nothing is given. */
+  readonly on?: Loop | Zram
 }
 
 /** A filesystem on a compressed RAM disk that takes `limitMebibytes` of what is written to it. */
@@ -68,22 +74,27 @@ type Recipe = Loop | Zram | Memory | Overlay
 const extOptions = ["-q", "-F", "-b", "4096", "-m", "0"]
 const mkfsExt4 = ["mkfs.ext4", ...extOptions]
 const mkfsExt2 = ["mkfs.ext2", ...extOptions]
-const largeSectors = ["--direct-io=on", "--sector-size", "4096"]
+const direct = ["--direct-io=on"]
+const largeSectors = [...direct, "--sector-size", "4096"]
 const ext4: Loop = { how: "loop", type: "ext4", mkfs: mkfsExt4, mebibytes: 256, options: "noinit_itable" }
 const ext2: Loop = { how: "loop", type: "ext2", mkfs: mkfsExt2, mebibytes: 256 }
+const ext3: Loop = { how: "loop", type: "ext3", mkfs: ["mkfs.ext3", ...extOptions], mebibytes: 256 }
+const ext3WithoutExtents: Loop = { ...ext3, mkfs: [...ext3.mkfs, "-O", "^extents"] }
+const xfs: Loop = { how: "loop", type: "xfs", mkfs: ["mkfs.xfs", "-q", "-f"], mebibytes: 320 }
+const btrfs: Loop = { how: "loop", type: "btrfs", mkfs: ["mkfs.btrfs", "-q", "-f"], mebibytes: 512 }
+const journal: Loop = { ...ext4, options: "noinit_itable,data=journal" }
+const zram: Zram = { how: "zram", type: "ext4", mkfs: mkfsExt4, mebibytes: 256 }
+const directExt4: Loop = { ...ext4, losetup: direct }
+/** For the root directory and what is made in it; chattr needs a right for this that root may lack. */
+const attributeJ = "debugfs -w -R 'set_inode_field <2> flags 0x84000'"
 
 export const kinds = {
   "ext4": ext4,
   "ext2": ext2,
-  "ext3 without extents": {
-    how: "loop",
-    type: "ext3",
-    mkfs: ["mkfs.ext3", ...extOptions, "-O", "^extents"],
-    mebibytes: 256
-  },
-  "xfs": { how: "loop", type: "xfs", mkfs: ["mkfs.xfs", "-q", "-f"], mebibytes: 320 },
-  "btrfs": { how: "loop", type: "btrfs", mkfs: ["mkfs.btrfs", "-q", "-f"], mebibytes: 512 },
-  "ext4 with data=journal": { ...ext4, options: "noinit_itable,data=journal" },
+  "ext3 without extents": ext3WithoutExtents,
+  "xfs": xfs,
+  "btrfs": btrfs,
+  "ext4 with data=journal": journal,
   "ext4 on 4096-byte sectors": { ...ext4, losetup: largeSectors },
   "ext2 on 4096-byte sectors": { ...ext2, losetup: largeSectors },
   "small ext4": { ...ext4, mebibytes: 64 },
@@ -93,7 +104,40 @@ export const kinds = {
   "tmpfs": { how: "memory", type: "tmpfs", options: "size=64m" },
   "ramfs": { how: "memory", type: "ramfs" },
   "overlay": { how: "overlay", type: "overlay", on: ext4 },
-  "ext4 on zram": { how: "zram", type: "ext4", mkfs: mkfsExt4, mebibytes: 256 }
+  "ext4 on zram": zram,
+  "ext4 on a direct loop": directExt4,
+  "ext4 with data=journal on a direct loop": { ...journal, losetup: direct },
+  "ext4 with data=journal by default": { ...directExt4, tune: "tune2fs -o journal_data" },
+  "ext4 with the attribute j": { ...directExt4, tune: attributeJ },
+  "ext4 with the attribute j and without delayed allocation": {
+    ...directExt4,
+    options: "noinit_itable,nodelalloc",
+    tune: attributeJ
+  },
+  "ext4 without extents": { ...directExt4, mkfs: [...mkfsExt4, "-O", "^extents,^64bit"] },
+  "ext4 with inline data": { ...directExt4, mkfs: [...mkfsExt4, "-O", "inline_data"] },
+  "ext4 with encryption": { ...directExt4, mkfs: [...mkfsExt4, "-O", "encrypt"] },
+  "ext2 on a direct loop": { ...ext2, losetup: direct },
+  "ext3 on a direct loop": { ...ext3, losetup: direct },
+  "ext3 without extents on a direct loop": { ...ext3WithoutExtents, losetup: direct },
+  "xfs on a direct loop": { ...xfs, losetup: direct },
+  "xfs without reflinks": { ...xfs, mkfs: [...xfs.mkfs, "-m", "reflink=0"], losetup: direct },
+  "btrfs on a direct loop": { ...btrfs, losetup: direct },
+  "btrfs with compression": { ...btrfs, options: "compress=zstd", losetup: direct },
+  "btrfs without checksums": { ...btrfs, options: "nodatasum", losetup: direct },
+  "btrfs without copy-on-write": { ...btrfs, options: "nodatacow", losetup: direct },
+  "squashfs": {
+    how: "loop",
+    type: "squashfs",
+    mkfs: ["mksquashfs", "/dev/null"],
+    mkfsOptions: ["-noappend", "-quiet", "-no-progress"],
+    mebibytes: 16,
+    losetup: direct
+  },
+  "overlay on a direct loop": { how: "overlay", type: "overlay", on: directExt4 },
+  "overlay on data=journal": { how: "overlay", type: "overlay", on: { ...journal, losetup: direct } },
+  "ext4 on a loop on a loop": { ...directExt4, mebibytes: 128, on: directExt4 },
+  "ext4 on a loop on zram": { ...directExt4, mebibytes: 128, on: zram }
 } satisfies Record<string, Recipe>
 
 export type Kind = keyof typeof kinds
@@ -127,7 +171,10 @@ trap 'rmdir "$DIRECTORY"' EXIT
 device=
 case $HOW in
   loop)
-    $MKFS /proc/self/fd/3 >&2 || exit
+    $MKFS /proc/self/fd/3 $MKFS_OPTIONS >&2 || exit
+    if [ -n "$TUNE" ]; then
+      eval "$TUNE /proc/self/fd/3" >&2 || exit
+    fi
     device=$(losetup --find --show $LOSETUP /proc/self/fd/3) || exit
     mount -t "$TYPE" -o "$OPTIONS" "$device" "$DIRECTORY"
     code=$?
@@ -183,7 +230,7 @@ const hold = (
     const child = spawn("sh", ["-c", script], {
       detached: true,
       stdio: ["pipe", "pipe", "pipe", ...(image === undefined ? [] : [image])],
-      env: { ...environment, LOSETUP: "", OPTIONS: "", ...variables }
+      env: { ...environment, LOSETUP: "", MKFS_OPTIONS: "", OPTIONS: "", TUNE: "", ...variables }
     })
     let said = ""
     let complaint = ""
@@ -220,11 +267,16 @@ const tooFull = (mebibytes: number): string | undefined =>
     ? `${imageDirectory} has no ${mebibytes} MiB above the ${reserveBytes / 1024 ** 3} GiB that stay free`
     : undefined
 
-/** A sparse file that has no name. */
-const makeImage = (kind: string, mebibytes: number) =>
+/** A sparse file that has no name, unless one is given. */
+const makeImage = (kind: string, mebibytes: number, name?: string) =>
   Effect.acquireRelease(
     Effect.try({
       try: () => {
+        if (name !== undefined) {
+          const image = openSync(name, "wx+", 0o600)
+          ftruncateSync(image, mebibytes * mebibyte)
+          return image
+        }
         const full = tooFull(mebibytes)
         if (full !== undefined) throw new Error(full)
         const path = join(
@@ -259,9 +311,18 @@ const mountRecipe = (kind: string, recipe: Recipe): Effect.Effect<Mount, MountFa
     const { how, type } = recipe
     switch (how) {
       case "loop": {
-        const { losetup = [], mebibytes, mkfs, options = "defaults" } = recipe
-        const image = yield* makeImage(kind, mebibytes)
-        const variables = { HOW: how, TYPE: type, MKFS: mkfs.join(" "), LOSETUP: losetup.join(" "), OPTIONS: options }
+        const { losetup = [], mebibytes, mkfs, mkfsOptions = [], on, options = "defaults", tune = "" } = recipe
+        const below = on && (yield* mountRecipe(kind, on))
+        const image = yield* makeImage(kind, mebibytes, below && join(below.directory, "image"))
+        const variables = {
+          HOW: how,
+          TYPE: type,
+          MKFS: mkfs.join(" "),
+          MKFS_OPTIONS: mkfsOptions.join(" "),
+          LOSETUP: losetup.join(" "),
+          OPTIONS: options,
+          TUNE: tune
+        }
         return yield* mount(kind, variables, image)
       }
       case "zram": {
@@ -332,13 +393,15 @@ const whyNotRecipe = (recipe: Recipe): string | undefined => {
   if (!kernelHas(recipe.type)) return `the kernel has no ${recipe.type}`
   if (recipe.how === "overlay") return whyNotRecipe(recipe.on)
   if (recipe.how === "memory") return undefined
-  const tools = ["losetup", ...recipe.mkfs.slice(0, 1)]
+  const tune = recipe.how === "loop" ? recipe.tune : undefined
+  const tools = ["losetup", ...recipe.mkfs.slice(0, 1), ...(tune?.split(" ").slice(0, 1) ?? [])]
   const missing = tools.find((tool) => !hasTool(tool))
   if (missing !== undefined) return `no ${missing}`
   if (recipe.how === "zram") {
     return succeeds(() => accessSync("/sys/class/zram-control/hot_add", constants.R_OK)) ? undefined : "no zram"
   }
   if (!succeeds(() => closeSync(openSync("/dev/loop-control", "r+")))) return "no /dev/loop-control"
+  if (recipe.on !== undefined) return whyNotRecipe(recipe.on)
   return tooFull(recipe.mebibytes)
 }
 
