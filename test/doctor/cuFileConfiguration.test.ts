@@ -1,6 +1,11 @@
+import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
 import { assert, it } from "@effect/vitest"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
+import { execFileSync } from "node:child_process"
+import { mkdtempSync, rmSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
 import { readCuFileConfiguration } from "../../src/internal/directIo/cuFileConfiguration.js"
 import * as FileTree from "./fileTree.js"
 import { allSet, shipped } from "./fixtures/gpuConfigurations.js"
@@ -146,4 +151,48 @@ it.effect("a file that may not be read is a problem", () =>
     const configuration = yield* read({ "/etc/cufile.json": { refused: "PermissionDenied" } })
     assert.match(configuration.problem ?? "", /^\/etc\/cufile\.json cannot be read: .*PermissionDenied/)
     assert.isNull(configuration.allowCompatMode)
+  }))
+
+it.effect("a file of more than 1 MiB is not read, up to that it is", () =>
+  Effect.gen(function*() {
+    const filled = (bytes: number) => `{${" ".repeat(bytes - 2)}}`
+    assert.isNull(yield* problemOf(filled(2 ** 20)))
+    assert.match((yield* problemOf(filled(2 ** 20 + 1))) ?? "", /is not read: it has 1048577 bytes; put a regular file/)
+    // Bytes count, not characters.
+    assert.match((yield* problemOf(`{ // ${"é".repeat(2 ** 19)}\n}`)) ?? "", /is not read/)
+  }))
+
+it.live("what is no regular file is not read: a FIFO, a device, a directory", () =>
+  Effect.scoped(Effect.gen(function*() {
+    const directory = yield* Effect.acquireRelease(
+      Effect.sync(() => mkdtempSync(join(tmpdir(), "cufile-test-"))),
+      (directory) => Effect.sync(() => rmSync(directory, { recursive: true, force: true }))
+    )
+    const fifo = join(directory, "fifo")
+    execFileSync("mkfifo", [fifo])
+    const cases = [[fifo, "FIFO"], ["/dev/zero", "CharacterDevice"], [directory, "Directory"]] as const
+    for (const [path, type] of cases) {
+      const configuration = yield* readCuFileConfiguration.pipe(
+        Effect.provide(NodeFileSystem.layer),
+        Effect.withConfigProvider(ConfigProvider.fromMap(new Map([["CUFILE_ENV_PATH_JSON", path]]))),
+        Effect.timeout("10 seconds")
+      )
+      assert.strictEqual(
+        configuration.problem,
+        `${path} is not read: it is no regular file (${type}); ` +
+          "put a regular file of at most 1 MiB there, or let CUFILE_ENV_PATH_JSON name one"
+      )
+      assert.isNull(configuration.allowCompatMode)
+    }
+  })))
+
+it.effect("what is nested deeper than the stack is a problem", () =>
+  Effect.gen(function*() {
+    for (const levels of [3000, 200_000]) {
+      const nested = "[".repeat(levels) + "]".repeat(levels)
+      // As the document, where nothing looks at it, and where something of another type is wanted.
+      for (const text of [nested, `{"other": ${nested}}`, `{"properties": {"allow_compat_mode": ${nested}}}`]) {
+        assert.match((yield* problemOf(text)) ?? "", /^\/etc\/cufile\.json: it is nested too deeply/)
+      }
+    }
   }))

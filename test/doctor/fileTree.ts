@@ -126,7 +126,7 @@ export const layer = (tree: Tree): Layer.Layer<FileSystem.FileSystem> => {
           nlink: Option.none(),
           uid: Option.none(),
           gid: Option.none(),
-          size: FileSystem.Size(0),
+          size: FileSystem.Size(typeof entry === "string" ? Buffer.byteLength(entry) : 0),
           blksize: Option.none(),
           blocks: Option.none()
         })

@@ -78,6 +78,9 @@ const isLocated = Schema.is(Schema.Struct({ message: Schema.String, line: Schema
 const describeSyntax = (path: string, cause: unknown): string =>
   isLocated(cause)
     ? `${path}:${cause.line}:${cause.column}: ${cause.message.replace(/ \(\d+:\d+\)$/, "")}`
+    : cause instanceof RangeError
+    // libcufile's reader, jsoncpp, takes 1000 levels; what walks a document here ends by its stack, beyond that.
+    ? `${path}: it is nested too deeply to be read (${cause.message}); take levels out of it`
     : `${path}: ${String(cause)}`
 
 /** The last of several members of one name counts, for jsoncpp and for momoa's `evaluate`. */
@@ -109,13 +112,14 @@ const describeType = (path: string, document: DocumentNode, error: ParseResult.P
 }
 
 const readContent = (path: string, text: string): Either.Either<Content, string> =>
-  Either.try({ try: () => parse(text, { mode: "jsonc" }), catch: (cause) => describeSyntax(path, cause) }).pipe(
-    Either.flatMap((document) =>
-      decodeContent(evaluate(document)).pipe(
-        Either.mapLeft((error) => describeType(path, document, error))
-      )
-    )
-  )
+  Either.try({
+    // All that walks the document, which can be deeper than the stack.
+    try: () => {
+      const document = parse(text, { mode: "jsonc" })
+      return Either.mapLeft(decodeContent(evaluate(document)), (error) => describeType(path, document, error))
+    },
+    catch: (cause) => describeSyntax(path, cause)
+  }).pipe(Either.flatMap((decoded) => decoded))
 
 /** A flag of the environment goes before the one of the file (troubleshooting guide, "Environment Variables Used by GDS"). */
 const flagOf = (variable: string): Effect.Effect<boolean | null | undefined> =>
@@ -182,9 +186,21 @@ const unusable = (path: string, problem: string): CuFileConfiguration => ({
   rdmaWrites: { all: null, weka: null }
 })
 
+/** The one that NVIDIA ships has 5 KiB. */
+const MAX_MEBIBYTES = 1
+
+/** Why a file is not read: reading a FIFO waits for ever, and reading a device may not end. */
+const notReadable = (path: string, { size, type }: FileSystem.File.Info): string | null => {
+  const remedy = `put a regular file of at most ${MAX_MEBIBYTES} MiB there, or let CUFILE_ENV_PATH_JSON name one`
+  if (type !== "File") return `${path} is not read: it is no regular file (${type}); ${remedy}`
+  return size > FileSystem.MiB(MAX_MEBIBYTES) ? `${path} is not read: it has ${size} bytes; ${remedy}` : null
+}
+
 const readFile = (path: string): Effect.Effect<CuFileConfiguration, never, FileSystem.FileSystem> =>
   Effect.gen(function*() {
     const fs = yield* FileSystem.FileSystem
+    const refusal = notReadable(path, yield* fs.stat(path))
+    if (refusal !== null) return unusable(path, refusal)
     return Either.match(readContent(path, yield* fs.readFileString(path)), {
       onLeft: (problem) => unusable(path, problem),
       onRight: (content) => fromContent(path, content)
