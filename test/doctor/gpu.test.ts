@@ -311,8 +311,8 @@ it.effect("Lustre by the networks of its NIDs", () =>
     const cases = [
       ["10.1.1.1@o2ib,10.1.1.2@o2ib:10.1.1.3@o2ib1:/scratch", "no", "nvidia-fs"],
       ["10.1.1.1@tcp:/scratch", "yes", "compat"],
-      ["10.1.1.1@tcp,10.1.1.1@o2ib:/scratch", "unknown", "nvidia-fs"],
-      ["10@kfi:/scratch", "unknown", "nvidia-fs"]
+      ["10.1.1.1@tcp,10.1.1.1@o2ib:/scratch", "unknown", "compat"],
+      ["10@kfi:/scratch", "unknown", "compat"]
     ] as const
     for (const [source, applies, verdict] of cases) {
       const judgement = yield* judge(Machine.withNvidiaFs, { filesystem: Machine.lustre(source), devices: [] })
@@ -321,15 +321,25 @@ it.effect("Lustre by the networks of its NIDs", () =>
     }
   }))
 
-it.effect("Storage Scale needs RDMA devices in cuFile's configuration", () =>
+it.effect("Storage Scale and WekaFS do not tell of RDMA, with RDMA devices in cuFile's configuration or without", () =>
   Effect.gen(function*() {
     const storage = { filesystem: Machine.storageScale, devices: [] }
     const without = yield* judge(Machine.withNvidiaFs, storage)
     assert.strictEqual(without.verdict, "compat")
     assert.strictEqual(row(without, "gpu-driver")?.applies, "unknown")
     assert.strictEqual(row(without, "rdma-mount")?.applies, "unknown")
-    const listed = configured(Machine.withNvidiaFs, { fs: { gpfs: { rdma_dev_addr_list: ["192.168.0.19"] } } })
-    assert.strictEqual((yield* judge(listed, storage)).verdict, "nvidia-fs")
+    const listed = yield* judge(
+      configured(Machine.withNvidiaFs, { fs: { gpfs: { rdma_dev_addr_list: ["192.168.0.19"] } } }),
+      storage
+    )
+    assert.strictEqual(row(listed, "gpu-driver")?.applies, "no")
+    assert.strictEqual(listed.verdict, "compat")
+    assert.deepStrictEqual(listed.reasons, ["the mount options of Storage Scale do not tell"])
+    const weka = yield* judge(
+      configured(Machine.withNvidiaFs, { properties: { rdma_dev_addr_list: ["192.168.0.19"] } }),
+      { filesystem: Machine.filesystem("wekafs"), devices: [] }
+    )
+    assert.deepStrictEqual([weka.verdict, weka.reasons], ["compat", ["the mount options of WekaFS do not tell"]])
   }))
 
 it.effect("a client that is not registered with nvidia-fs, and one that cuFile does not know", () =>
@@ -394,9 +404,69 @@ it.effect("filesystems and I/O that are not direct", () =>
     }
   }))
 
-it.effect("I/O that could not be tried is a proviso, not a no", () =>
+/** NFS on a kernel or through a mount helper that does not show `proto=`. */
+const silentNfs = Machine.filesystem("nfs4", { source: "10.0.0.5:/export", options: ["rw", "vers=4.2"] })
+
+it.effect("nothing that is not known goes with a direct verdict, on nvidia-fs or with peer-to-peer DMA", () =>
   Effect.gen(function*() {
-    const judgement = yield* judge(Machine.withNvidiaFs, { io: "unknown" })
-    assert.strictEqual(judgement.verdict, "nvidia-fs")
-    assert.include(judgement.reasons.at(-1) ?? "", "is not known")
+    const untried: CuFileLibrary = { loads: null, reason: "no dlopen here" }
+    const noVersion = { refused: "PermissionDenied" } as const
+    const withoutDriver: FileTree.Tree = {
+      "/proc/driver/nvidia/version": noVersion,
+      "/sys/module/nvidia/version": noVersion
+    }
+    const unforced = { force_compat_mode: null }
+    const cases = [
+      [Machine.withNvidiaFs, { io: "unknown" }, loads, /O_DIRECT is direct is not known/],
+      [peerToPeer, { io: "unknown" }, loads, /O_DIRECT is direct is not known/],
+      [Machine.withNvidiaFs, {}, untried, /libcufile.so.0 loads is not known: no dlopen here/],
+      [peerToPeer, {}, untried, /libcufile.so.0 loads is not known: no dlopen here/],
+      [{ ...Machine.withNvidiaFs, ...withoutDriver }, {}, loads, /whether the NVIDIA driver is loaded is not shown/],
+      [
+        configured(Machine.withNvidiaFs, { properties: unforced }),
+        {},
+        loads,
+        /compatibility mode is forced is not known/
+      ],
+      [
+        configured(Machine.withPeerToPeer, { properties: { ...unforced, use_pci_p2pdma: true } }),
+        {},
+        loads,
+        /compatibility mode is forced is not known/
+      ],
+      [Machine.withNvidiaFs, { filesystem: Machine.filesystem("virtiofs") }, loads, /virtiofs/],
+      [Machine.withNvidiaFs, { filesystem: silentNfs, devices: [] }, loads, /show no proto=/],
+      [
+        Machine.withNvidiaFs,
+        { filesystem: Machine.lustre("10.1.1.1@tcp,10.1.1.1@o2ib:/x"), devices: [] },
+        loads,
+        /@tcp/
+      ],
+      [Machine.withNvidiaFs, { filesystem: Machine.lustre("10@kfi:/x"), devices: [] }, loads, /@kfi/],
+      [Machine.withNvidiaFs, { devices: Machine.nvme(null) }, loads, /nvme0n1/],
+      [registeredScsi, { devices: Machine.alone("scsi", "fc") }, loads, /scsi0 \(scsi, fc\): whether RDMA/]
+    ] as const
+    for (const [tree, storage, cuFile, reason] of cases) {
+      const judgement = yield* judge(tree, storage, cuFile)
+      assert.strictEqual(judgement.verdict, "compat", judgement.reasons.join())
+      assert.match(judgement.reasons[0] ?? "", reason)
+      // That cuFile copies is then not known either.
+      assert.strictEqual(row(judgement, "compat-mode")?.applies, "unknown", judgement.reasons.join())
+    }
+  }))
+
+const registeredScsi: FileTree.Tree = {
+  ...Machine.withNvidiaFs,
+  "/proc/driver/nvidia-fs/modules": "scsi_mod: 1.0\n"
+}
+
+it.effect("what is not known leaves nothing where compatibility mode is not allowed", () =>
+  Effect.gen(function*() {
+    const strict = configured(Machine.withNvidiaFs, { properties: { allow_compat_mode: false } })
+    const { reasons, verdict } = yield* judge(strict, { filesystem: silentNfs, devices: [] })
+    assert.strictEqual(verdict, "unavailable")
+    assert.deepStrictEqual(reasons, [
+      "the mount options show no proto=",
+      "compatibility mode is not allowed: allow_compat_mode is off"
+    ])
   }))

@@ -19,7 +19,7 @@ export interface GpuInput extends GpuFindings {
 
 export interface GpuJudgement {
   readonly verdict: GpuVerdict
-  /** Why, the decisive first; what had to be taken for granted comes last. */
+  /** Why, the decisive first; what is not known comes last, unless it decides. */
   readonly reasons: ReadonlyArray<string>
   readonly conditions: ReadonlyArray<Condition>
 }
@@ -167,7 +167,7 @@ const lustreRdma = (source: string | null): Finding => {
   if (networks.length > 0 && networks.every((network) => network === "o2ib")) return clear(evidence)
   return networks.length > 0 && networks.every((network) => network === "tcp")
     ? obstacle(evidence, "configure LNet with an o2ib network, and mount from an address @o2ib")
-    : unclear(evidence, "lctl list_nids")
+    : unclear(`${evidence}, which does not tell that all of it uses RDMA`, "lctl list_nids")
 }
 
 /** `nfs(5)`: proto= is shown whatever the mount command said. */
@@ -217,7 +217,7 @@ const transportRdma = (devices: ReadonlyArray<BlockDevice>): Finding =>
         ? clear(describe(leaf))
         : /^(?:tcp|iscsi)$/.test(leaf.transport ?? "") || (leaf.kind === "network" && leaf.transport === null)
         ? obstacle(describe(leaf), leaf.kind === "nvme" ? "nvme connect -t rdma …, where the target offers it" : null)
-        : unclear(describe(leaf))
+        : unclear(`${describe(leaf)}: whether RDMA reaches it is not known`)
     ),
     unclear("no block device is known below the filesystem")
   )
@@ -513,13 +513,17 @@ const libraryState = (input: GpuInput): Finding => {
   }
 }
 
-const configurationState = ({ configuration }: GpuInput): Finding =>
-  configuration.problem === null
-    ? clear(configuration.path)
-    : obstacle(
+const configurationState = ({ configuration }: GpuInput): Finding => {
+  if (configuration.problem !== null) {
+    return obstacle(
       `cuFile does not start with its configuration: ${configuration.problem}`,
       `correct ${configuration.path}`
     )
+  }
+  return configuration.forceCompatMode === null
+    ? unclear("whether compatibility mode is forced is not known: force_compat_mode is neither true nor false")
+    : clear(configuration.path)
+}
 
 const evidenceOf = (findings: ReadonlyArray<Finding>, applies: Answer): ReadonlyArray<string> =>
   findings.filter((finding) => finding.applies === applies).map((finding) => finding.evidence)
@@ -542,51 +546,59 @@ interface Paths {
   readonly driver: Finding
 }
 
-const decide = (input: GpuInput, paths: Paths): Omit<GpuJudgement, "conditions"> => {
+interface Decision extends Omit<GpuJudgement, "conditions"> {
+  /** Whether it is certain that there is no direct way. */
+  readonly excluded: boolean
+}
+
+/** A direct way is one where nothing is in the way and nothing that could be is unknown. */
+const decide = (input: GpuInput, paths: Paths): Decision => {
   const { configuration } = input
+  const { dma, nvidiaFs, p2pDma, rdma } = paths
   const start = [driverState(input), libraryState(input), configurationState(input)]
   const fatal = evidenceOf(start, "yes")
-  if (fatal.length > 0) return { verdict: "unavailable", reasons: fatal }
+  if (fatal.length > 0) return { verdict: "unavailable", reasons: fatal, excluded: true }
   if (configuration.forceCompatMode === true) {
-    return { verdict: "compat", reasons: ["compatibility mode is forced: force_compat_mode is on"] }
+    return { verdict: "compat", reasons: ["compatibility mode is forced: force_compat_mode is on"], excluded: true }
   }
-  const here = [filesystemSupport(input), ioState(input.io), paths.dma]
+  const supported = filesystemSupport(input)
+  // Of devices that no DMA engine serves it does not matter how they are reached.
+  const here = [supported, ioState(input.io), dma, ...(dma.applies === "no" ? [rdma] : [])]
   const against = [...denied(input), ...evidenceOf(here, "yes")]
-  const open = [...evidenceOf(start, "unknown"), ...evidenceOf(here, "unknown")]
-  // A client that nvidia-fs is registered with is the better witness where mount options do not tell.
-  const reached = paths.dma.applies === "no" || paths.place === "network"
-  if (against.length === 0 && reached && paths.p2pDma.applies === "no") {
-    return { verdict: "p2pdma", reasons: [paths.p2pDma.evidence, filesystemSupport(input).evidence, ...open] }
+  const open = evidenceOf([...start, ...here], "unknown")
+  const hasPath = p2pDma.applies === "no" || nvidiaFs.applies === "no"
+  if (hasPath && against.length === 0 && open.length === 0) {
+    const evidence = p2pDma.applies === "no"
+      ? [p2pDma.evidence, supported.evidence]
+      : [nvidiaFs.evidence, supported.evidence, ...copiedWrites(input, paths.place)]
+    return { verdict: p2pDma.applies === "no" ? "p2pdma" : "nvidia-fs", reasons: evidence, excluded: false }
   }
-  if (against.length === 0 && reached && paths.nvidiaFs.applies === "no") {
-    return {
-      verdict: "nvidia-fs",
-      reasons: [
-        paths.nvidiaFs.evidence,
-        filesystemSupport(input).evidence,
-        ...copiedWrites(input, paths.place),
-        ...open
-      ]
-    }
-  }
+  const excluded = against.length > 0 || (p2pDma.applies === "yes" && nvidiaFs.applies === "yes")
   const why = against.length > 0
     ? against
-    : [...reached ? [] : [paths.dma.evidence], paths.nvidiaFs.evidence, paths.p2pDma.evidence]
+    : hasPath
+    ? open
+    : [...dma.applies === "no" ? [] : [dma.evidence], nvidiaFs.evidence, p2pDma.evidence]
   const reasons = [...new Set([...why, ...open])]
   switch (configuration.allowCompatMode) {
     case true:
-      return { verdict: "compat", reasons }
+      return { verdict: "compat", reasons, excluded }
     case false:
       return {
         verdict: "unavailable",
-        reasons: [...reasons, "compatibility mode is not allowed: allow_compat_mode is off"]
+        reasons: [...reasons, "compatibility mode is not allowed: allow_compat_mode is off"],
+        excluded
       }
     case null:
-      return { verdict: "compat", reasons: [...reasons, "whether compatibility mode is allowed is not known"] }
+      return {
+        verdict: "compat",
+        reasons: [...reasons, "whether compatibility mode is allowed is not known"],
+        excluded
+      }
   }
 }
 
-const compatMode = ({ configuration }: GpuInput, decision: Omit<GpuJudgement, "conditions">): Finding => {
+const compatMode = ({ configuration }: GpuInput, decision: Decision): Finding => {
   if (configuration.problem !== null) return unclear(configuration.problem, `correct ${configuration.path}`)
   if (configuration.forceCompatMode === true) {
     return obstacle(
@@ -594,7 +606,11 @@ const compatMode = ({ configuration }: GpuInput, decision: Omit<GpuJudgement, "c
       "set properties.force_compat_mode to false"
     )
   }
-  if (decision.verdict === "compat") return obstacle(`cuFile copies here: ${decision.reasons.join("; ")}`)
+  if (decision.verdict === "compat") {
+    return decision.excluded
+      ? obstacle(`cuFile copies here: ${decision.reasons.join("; ")}`)
+      : unclear(`whether cuFile copies here is not known: ${decision.reasons.join("; ")}`)
+  }
   switch (configuration.allowCompatMode) {
     case true:
       return clear("allowed: where there is no direct path cuFile copies, and does not say so")
@@ -617,7 +633,7 @@ const networkAttached = (input: GpuInput, { nvidiaFs, place }: Paths): Finding =
 const findings = (
   input: GpuInput,
   paths: Paths,
-  decision: Omit<GpuJudgement, "conditions">
+  decision: Decision
 ): { readonly [id in ConditionId]: Finding } => {
   const { place, rdma } = paths
   return {
@@ -671,7 +687,8 @@ export const judgeGpu = (input: GpuInput): GpuJudgement => {
   const decision = decide(input, paths)
   const rows = findings(input, paths, decision)
   return {
-    ...decision,
+    verdict: decision.verdict,
+    reasons: decision.reasons,
     conditions: gpuConditions.map((row) => toCondition(row, rows[row.id]))
   }
 }
