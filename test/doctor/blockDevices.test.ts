@@ -346,10 +346,16 @@ describe("loop devices", () => {
 
   it.effect("a file that is deleted, or not visible, or something else here, is unseen", () =>
     Effect.gen(function*() {
-      const files = [["/var/disk.img (deleted)", "no path"], ["/host/disk.img", "not visible"], [
-        "/sys",
-        "Directory"
-      ]] as const
+      const files = [
+        ["/var/disk.img (deleted)", "no path"],
+        ["/host/disk.img", "not visible"],
+        [
+          "/sys",
+          "Directory"
+        ],
+        ["disk.img", "no absolute path"],
+        ["memfd:image (deleted)", "no absolute path"]
+      ] as const
       for (const [path, reason] of files) {
         const { devices, unseen } = yield* stack("7:0", fixtures.loop(0, path, 1))
         assert.strictEqual(devices.length, 1)
@@ -453,9 +459,10 @@ describe("what cannot be read", () => {
       assert.include(unseen[0]?.reason, "NotFound")
     }))
 
-  it.effect("refused attributes are null; a refused list of what is below is unseen", () =>
+  const refused = { refused: "PermissionDenied" } as const
+
+  it.effect("refused attributes are null, and unseen once a device; so is a refused list of what is below", () =>
     Effect.gen(function*() {
-      const refused = { refused: "PermissionDenied" } as const
       const base = `/sys/devices/${fixtures.nvmePath(0)}`
       const { devices: [disk], unseen } = yield* stack("259:0", {
         ...fixtures.nvme(0),
@@ -465,7 +472,44 @@ describe("what cannot be read", () => {
         [`${base}/slaves`]: refused
       })
       assert.deepInclude(disk, { rotational: null, logicalSector: null, readAhead: null, physicalSector: 4096 })
-      assert.deepStrictEqual(unseen.map(({ what }) => what), ["what nvme0n1 is made of"])
+      assert.deepStrictEqual(unseen.map(({ what }) => what), [
+        "what nvme0n1 is made of",
+        `${base}/queue/rotational`
+      ])
+      assert.include(unseen[1]?.reason, "PermissionDenied")
+    }))
+
+  it.effect("an attribute that is refused and would decide something is not taken for one that is not there", () =>
+    Effect.gen(function*() {
+      const { dm, dmPath, luks, lvm, nvmePath } = fixtures
+      const disks: Tree = { ...fixtures.vda, ...fixtures.nvme(0), ...fixtures.nvme(1), ...fixtures.nvmePartition(0) }
+      const volume: Tree = {
+        ...dm(0, "vg-slow_corig", `${lvm("origin")}-real`, nvmePath(0)),
+        ...dm(1, "vg-slow", lvm("slow"), dmPath(0))
+      }
+      const cases = [
+        ["9:0", fixtures.md("raid5", nvmePath(0), nvmePath(1)), "virtual/block/md0/md/level"],
+        ["7:0", { "/a.img": { dev: 65_024 }, ...fixtures.loop(0, "/a.img", 1) }, "virtual/block/loop0/loop/dio"],
+        ["7:0", fixtures.loop(0, "/a.img", 1), "virtual/block/loop0/loop/backing_file"],
+        ["259:0", {}, `${nvmePath(0)}/integrity/format`],
+        ["259:1", {}, `${fixtures.nvmePartitionPath(0)}/partition`],
+        ["252:0", dm(0, "secret", luks, nvmePath(0)), `${dmPath(0)}/dm/name`],
+        ["252:0", dm(0, "secret", luks, nvmePath(0)), `${dmPath(0)}/dm/uuid`],
+        ["252:1", volume, `${dmPath(0)}/dm/name`]
+      ] as const
+      for (const [device, tree, attribute] of cases) {
+        const all = yield* stack(device, { ...disks, ...tree, [`/sys/devices/${attribute}`]: refused })
+        const entry = all.unseen.filter(({ what }) => what === `/sys/devices/${attribute}`)
+        assert.strictEqual(entry.length, 1, attribute)
+        assert.include(entry[0]?.reason, "PermissionDenied")
+      }
+      // What a volume is of a part without a name is not said.
+      const { devices: [top] } = yield* stack("252:1", {
+        ...disks,
+        ...volume,
+        [`/sys/devices/${dmPath(0)}/dm/name`]: refused
+      })
+      assert.deepInclude(top, { name: "dm-1", detail: null })
     }))
 
   it.effect("a stack without an end has one here, and says so", () =>

@@ -72,18 +72,24 @@ const unpacked = (device: number): DeviceNumber => {
 
 const isMissing = (error: PlatformError): boolean => error._tag === "SystemError" && error.reason === "NotFound"
 
-/** One line; `null` where there is none to be read. */
+/** One line; `null` where there is none. */
 const text = (path: string) =>
   Effect.flatMap(FileSystem.FileSystem, (fs) => fs.readFileString(path)).pipe(
-    Effect.map((content) => content.replace(/\n$/, "")),
-    Effect.orElseSucceed(() => null)
+    Effect.map((content): string | null => content.replace(/\n$/, "")),
+    Effect.catchIf(isMissing, () => Effect.succeed(null))
   )
 
-const number = (path: string) =>
-  Effect.map(text(path), (content) => content !== null && /^\d+$/.test(content) ? Number(content) : null)
+/** Where it is enough that something else tells. */
+const textIfReadable = (path: string) => Effect.orElseSucceed(text(path), () => null)
 
-const flag = (path: string) =>
-  Effect.map(text(path), (content) => content === "1" ? true : content === "0" ? false : null)
+/** An attribute by its path below a device's directory; `null` where there is none, and where it cannot be read, which is then unseen. */
+type Read = (attribute: string) => Effect.Effect<string | null, never, FileSystem.FileSystem>
+
+const number = (read: Read, attribute: string) =>
+  Effect.map(read(attribute), (content) => content !== null && /^\d+$/.test(content) ? Number(content) : null)
+
+const flag = (read: Read, attribute: string) =>
+  Effect.map(read(attribute), (content) => content === "1" ? true : content === "0" ? false : null)
 
 const entries = (directory: string) => Effect.flatMap(FileSystem.FileSystem, (fs) => fs.readDirectory(directory))
 
@@ -93,37 +99,31 @@ const realPath = (path: string) => Effect.flatMap(FileSystem.FileSystem, (fs) =>
  * A controller says how it is attached (`drivers/nvme/host/sysfs.c`). The head of several paths hangs below its subsystem instead, which
  * has a link to each controller.
  */
-const nvmeTransport = Effect.fnUntraced(function*(directory: string) {
-  const own = yield* text(`${directory}/device/transport`)
+const nvmeTransport = Effect.fnUntraced(function*(directory: string, read: Read) {
+  const own = yield* read("device/transport")
   if (own !== null) return own
   const links = yield* Effect.orElseSucceed(entries(`${directory}/device`), () => [])
   const found = yield* Effect.forEach(
     links.filter((name) => /^nvme\d+$/.test(name)),
-    (name) => text(`${directory}/device/${name}/transport`)
+    (name) => read(`device/${name}/transport`)
   )
   if (found.length === 0 || found.includes(null)) return null
   return [...new Set(found)].sort().join("+")
 })
 
 /** bcache without a cache yet keeps the mode that it would have. */
-const cacheMode = Effect.fnUntraced(function*(directory: string) {
-  if ((yield* text(`${directory}/bcache/state`)) === "no cache") return "none"
-  return /\[(\w+)\]/.exec((yield* text(`${directory}/bcache/cache_mode`)) ?? "")?.[1] ?? null
+const cacheMode = Effect.fnUntraced(function*(read: Read) {
+  if ((yield* read("bcache/state")) === "no cache") return "none"
+  return /\[(\w+)\]/.exec((yield* read("bcache/cache_mode")) ?? "")?.[1] ?? null
 })
 
-const dmIdentity = (directory: string) =>
-  Effect.all({ name: text(`${directory}/dm/name`), uuid: text(`${directory}/dm/uuid`) })
-
 /** `none` and `nop` say that no protection information is kept. */
-const integrityFormat = (directory: string) =>
-  Effect.map(
-    text(`${directory}/integrity/format`),
-    (format) => format === "none" || format === "nop" ? null : format
-  )
+const integrityFormat = (read: Read) =>
+  Effect.map(read("integrity/format"), (format) => format === "none" || format === "nop" ? null : format)
 
-const kindOf = (directory: string) =>
+const kindOf = (directory: string, read: Read) =>
   Effect.map(
-    text(`${directory}/partition`),
+    read("partition"),
     (partition): Kind => partition !== null ? "partition" : lookUp(kinds, nameOf(directory)) ?? "other"
   )
 
@@ -132,11 +132,22 @@ const makeWalk = (mounts: ReadonlyArray<Mount>) => {
   const devices = new Map<string, BlockDevice>()
   const unseen: Array<Unseen> = []
 
+  const unreadable = new Set<string>()
+
   const hidden = (what: string, reason: string) =>
     Effect.sync((): ReadonlyArray<string> => {
       unseen.push({ what, reason })
       return []
     })
+
+  /** One attribute that cannot be read tells of its device; that others cannot either adds nothing. */
+  const readerOf = (directory: string): Read => (attribute) =>
+    Effect.catchAll(text(`${directory}/${attribute}`), (error) =>
+      Effect.sync(() => {
+        if (!unreadable.has(directory)) unseen.push({ what: `${directory}/${attribute}`, reason: error.message })
+        unreadable.add(directory)
+        return null
+      }))
 
   /** One filesystem's devices are told by any device that it was mounted from, or by there being no other filesystem. */
   const btrfsDevices = Effect.fnUntraced(function*(mount: Mount) {
@@ -148,8 +159,8 @@ const makeWalk = (mounts: ReadonlyArray<Mount>) => {
     )
     const isSource = Effect.fnUntraced(function*(directory: string) {
       if (lastPart(directory) === lastPart(real)) return true
-      if (sourceNumber !== null && (yield* text(`${directory}/dev`)) === sourceNumber) return true
-      return (yield* text(`${directory}/dm/name`)) === lastPart(mount.source)
+      if (sourceNumber !== null && (yield* textIfReadable(`${directory}/dev`)) === sourceNumber) return true
+      return (yield* textIfReadable(`${directory}/dm/name`)) === lastPart(mount.source)
     })
 
     const every: Array<ReadonlyArray<string>> = []
@@ -225,8 +236,9 @@ const makeWalk = (mounts: ReadonlyArray<Mount>) => {
   /** The path is the one in the mount namespace where the loop device was set up, usually this one. */
   const belowLoop = Effect.fnUntraced(function*(directory: string) {
     const what = `the file behind ${nameOf(directory)}`
-    const path = yield* text(`${directory}/loop/backing_file`)
+    const path = yield* readerOf(directory)("loop/backing_file")
     if (path === null) return yield* hidden(what, `${directory}/loop/backing_file cannot be read`)
+    if (!path.startsWith("/")) return yield* hidden(what, `${path} is no absolute path`)
     if (path.endsWith(" (deleted)")) return yield* hidden(what, `${path}: no path leads to it any more`)
     const fs = yield* FileSystem.FileSystem
     const file = yield* Effect.either(fs.stat(path))
@@ -257,8 +269,11 @@ const makeWalk = (mounts: ReadonlyArray<Mount>) => {
 
   /** sysfs has no table of a dm device; who made it and of what tells its target in most cases. */
   const dmDetail = Effect.fnUntraced(function*(directory: string, over: ReadonlyArray<string>) {
-    const own = yield* dmIdentity(directory)
-    const target = dmTarget(own, yield* Effect.forEach(over, dmIdentity))
+    const identity = (read: Read) => Effect.all({ name: read("dm/name"), uuid: read("dm/uuid") })
+    const own = yield* identity(readerOf(directory))
+    const parts = yield* Effect.forEach(over, (part) => identity(readerOf(part)))
+    // A part without its name may be any part, of any target.
+    const target = over.some((part) => unreadable.has(part)) ? null : dmTarget(own, parts)
     if (target === null) {
       const name = own.name ?? nameOf(directory)
       yield* hidden(
@@ -271,16 +286,16 @@ const makeWalk = (mounts: ReadonlyArray<Mount>) => {
     return target
   })
 
-  const detail = (directory: string, kind: Kind, over: ReadonlyArray<string>) => {
+  const detail = (directory: string, read: Read, kind: Kind, over: ReadonlyArray<string>) => {
     switch (kind) {
       case "dm":
         return dmDetail(directory, over)
       case "md":
-        return text(`${directory}/md/level`)
+        return read("md/level")
       case "bcache":
-        return cacheMode(directory)
+        return cacheMode(read)
       case "loop":
-        return text(`${directory}/loop/backing_file`)
+        return read("loop/backing_file")
       case "network": {
         const driver = /^[a-z]+/.exec(nameOf(directory))?.[0] ?? null
         return Effect.succeed(driver === "etherd" ? "aoe" : driver)
@@ -297,28 +312,28 @@ const makeWalk = (mounts: ReadonlyArray<Mount>) => {
         yield* hidden(nameOf(directory), `the stack has more than ${MAX_DEPTH} levels or ${MAX_DEVICES} devices`)
         return
       }
-      const kind = yield* kindOf(directory)
+      const read = readerOf(directory)
+      const kind = yield* kindOf(directory, read)
       const over = yield* below(directory, kind)
-      const queue = `${directory}/queue`
-      const readAhead = yield* number(`${queue}/read_ahead_kb`)
+      const readAhead = yield* number(read, "queue/read_ahead_kb")
       // A partition has none of what belongs to the disk's queue; the disk is the next device.
       const own = kind !== "partition"
       devices.set(directory, {
         name: nameOf(directory),
-        number: (yield* text(`${directory}/dev`)) ?? "?",
+        number: (yield* read("dev")) ?? "?",
         kind,
         over: over.map(nameOf),
-        detail: yield* detail(directory, kind, over),
+        detail: yield* detail(directory, read, kind, over),
         transport: kind === "nvme"
-          ? yield* nvmeTransport(directory)
+          ? yield* nvmeTransport(directory, read)
           : (own ? lookUp(buses, directory) : undefined) ?? null,
-        rotational: yield* flag(`${queue}/rotational`),
-        logicalSector: yield* number(`${queue}/logical_block_size`),
-        physicalSector: yield* number(`${queue}/physical_block_size`),
+        rotational: yield* flag(read, "queue/rotational"),
+        logicalSector: yield* number(read, "queue/logical_block_size"),
+        physicalSector: yield* number(read, "queue/physical_block_size"),
         readAhead: readAhead === null ? null : readAhead * 1024,
-        dax: yield* flag(`${queue}/dax`),
-        integrity: yield* integrityFormat(directory),
-        loopDirectIo: kind === "loop" ? yield* flag(`${directory}/loop/dio`) : null
+        dax: yield* flag(read, "queue/dax"),
+        integrity: yield* integrityFormat(read),
+        loopDirectIo: kind === "loop" ? yield* flag(read, "loop/dio") : null
       })
       yield* Effect.forEach(over, (next) => visit(next, depth + 1), { discard: true })
     })
@@ -328,7 +343,7 @@ const makeWalk = (mounts: ReadonlyArray<Mount>) => {
 
 /**
  * The stack below the filesystem with this `st_dev`, which `mount` is a mount of: top first, depth first, each device once. Goes on below the
- * file of a loop device. `unseen` is what may decide and could not be looked at; any other thing that is not there is `null`.
+ * file of a loop device. What is not there is `null`; what is there and could not be looked at is in `unseen` too, as it may decide.
  */
 export const stackOf = (
   device: DeviceNumber,
