@@ -110,8 +110,8 @@ export const Filesystem = Schema.Struct({
   source: Schema.NullOr(Schema.String),
   options: Schema.Array(Schema.String),
   blockSize: Schema.Int,
-  total: Schema.Int,
-  available: Schema.Int
+  total: Schema.Number,
+  available: Schema.Number
 })
 
 /**
@@ -158,7 +158,7 @@ export const BlockDevice = Schema.Struct({
   rotational: Schema.NullOr(Schema.Boolean),
   logicalSector: Schema.NullOr(Schema.Int),
   physicalSector: Schema.NullOr(Schema.Int),
-  readAhead: Schema.NullOr(Schema.Int),
+  readAhead: Schema.NullOr(Schema.Number),
   dax: Schema.NullOr(Schema.Boolean),
   /** The format of protection information (T10-DIF-…), where the device keeps any. */
   integrity: Schema.NullOr(Schema.String),

@@ -5,7 +5,7 @@
  * @since 0.1.0
  */
 import * as Schema from "effect/Schema"
-import { SyscallError } from "./Syscalls.js"
+import { errnos, SyscallError } from "./Syscalls.js"
 
 const id = <const Name extends string>(name: Name) => `effect-disk-storage/${name}` as const
 
@@ -69,7 +69,11 @@ export class DirectoryUnusable extends Schema.TaggedError<DirectoryUnusable>(id(
   { directory: Schema.String, cause: SyscallError }
 ) {
   override get message(): string {
-    return `The cache directory ${this.directory} cannot be used: ${this.cause.message}. Point DYN_KVBM_DISK_CACHE_DIR (option directory) at a directory that this process may write.`
+    const { errno, message } = this.cause
+    const remedy = errno === errnos.EMFILE || errno === errnos.ENFILE
+      ? "Raise the limit of open files (ulimit -n), or close some."
+      : "Name a directory that is there and that this process may write (DYN_KVBM_DISK_CACHE_DIR, option directory)."
+    return `The directory ${this.directory} cannot be used: ${message}. ${remedy}`
   }
 }
 

@@ -210,7 +210,7 @@ export const errnosBySyscall = {
   mmap: ["EACCES", "EAGAIN", "EBADF", "EINVAL", "ENFILE", "ENODEV", "ENOMEM", "EOVERFLOW", "EPERM"],
   mincore: ["EAGAIN", "EFAULT", "EINVAL", "ENOMEM"],
   munmap: ["EINVAL", "ENOMEM"],
-  dlopen: ["ELIBACC"]
+  dlopen: ["ELIBACC", "EMFILE", "ENFILE", "ENOMEM"]
 } as const satisfies Record<string, ReadonlyArray<ErrnoCode>>
 
 /**
@@ -262,6 +262,8 @@ export interface Statx {
       readonly readOffsetAlignment?: number | undefined
     }
     | undefined
+  /** `STATX_ATTR_*` of `uapi/linux/stat.h`, the lower half. */
+  readonly attributes: number
   /** The id of the mount, as in the first field of `/proc/self/mountinfo`; `undefined` before Linux 5.8. */
   readonly mountId: number | undefined
 }
@@ -319,6 +321,7 @@ export interface OpenFlags {
   readonly O_DIRECTORY: number
   readonly O_PATH: number
   readonly O_NONBLOCK: number
+  readonly O_TMPFILE: number
 }
 
 /**
@@ -328,6 +331,14 @@ export interface OpenFlags {
  * @category models
  */
 export const FS_NOCOW_FL = 0x0080_0000
+
+/**
+ * `STATX_ATTR_DAX` of `uapi/linux/stat.h`: the file is memory itself, read and written by the CPU.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export const STATX_ATTR_DAX = 0x20_0000
 
 /**
  * `POSIX_FADV_DONTNEED` of `uapi/linux/fadvise.h`, the same on x86-64 and arm64: drop what is clean of a range from the page cache.
@@ -359,13 +370,15 @@ export const FALLOC_FL_WRITE_ZEROES = 0x80
 export interface Syscalls {
   readonly [TypeId]: TypeId
   readonly flags: OpenFlags
+  /** Bytes of a page of memory: 4096, on some arm64 kernels 16384 or 65536. */
+  readonly pageSize: number
   readonly mkdir: (path: string, mode: number) => Effect.Effect<void, SyscallError>
   /** Creates and opens (read and write, mode 0600) a new file at `prefix` plus six random characters. `path` is absolute. */
   readonly mkostemp: (
     prefix: string,
     flags: number
   ) => Effect.Effect<{ readonly fd: number; readonly path: string }, SyscallError>
-  /** Opens an existing file. */
+  /** Opens an existing file; with O_TMPFILE, makes one without a name (mode 0600) in the directory `path`. */
   readonly open: (path: string, flags: number) => Effect.Effect<number, SyscallError>
   /** `fcntl(fd, F_GETFL)` */
   readonly fcntlGetFlags: (fd: number) => Effect.Effect<number, SyscallError>
@@ -405,7 +418,10 @@ export interface Syscalls {
   /** How many pages of a mapping are in the page cache. */
   readonly mincore: (address: number, length: number) => Effect.Effect<number, SyscallError>
   readonly munmap: (address: number, length: number) => Effect.Effect<void, SyscallError>
-  /** Loads a shared library into this process, for good; `ELIBACC` where it, or a library that it needs, cannot be had. */
+  /**
+   * Loads a shared library into this process, for good; `ELIBACC` where it, or a library that it needs, cannot be had, unless
+   * descriptors or memory ran out.
+   */
   readonly dlopen: (library: string) => Effect.Effect<void, SyscallError>
 }
 
@@ -435,8 +451,10 @@ export const layerNoop = (calls: Partial<Omit<Syscalls, TypeId>>): Layer.Layer<S
       O_NOFOLLOW: 0o400_000,
       O_DIRECTORY: 0o200_000,
       O_PATH: 0o10_000_000,
-      O_NONBLOCK: 0o4000
+      O_NONBLOCK: 0o4000,
+      O_TMPFILE: 0o20_200_000
     },
+    pageSize: 4096,
     mkdir: notImplemented("mkdir"),
     mkostemp: notImplemented("mkostemp"),
     open: notImplemented("open"),

@@ -4,7 +4,7 @@ import type { DiskStorage, Extent, ExtentKind } from "../DiskStorage.js"
 import type { StorageClosed } from "../DiskStorageError.js"
 import { ExtentsUnavailable } from "../DiskStorageError.js"
 import type { SyscallError } from "../Syscalls.js"
-import { Syscalls } from "../Syscalls.js"
+import { errnos, Syscalls } from "../Syscalls.js"
 
 // uapi/linux/fiemap.h
 const LAST = 0x1
@@ -67,11 +67,11 @@ export const kindsIn = (
   fd: number,
   offset: number,
   length: number
-): Effect.Effect<ReadonlyArray<ExtentKind> | null> =>
-  Effect.match(mapOf(syscalls, fd, offset, offset + length), {
-    onFailure: () => null,
-    onSuccess: (map) => [...new Set(map.map(({ kind }) => kind))]
-  })
+): Effect.Effect<ReadonlyArray<ExtentKind> | null, SyscallError> =>
+  mapOf(syscalls, fd, offset, offset + length).pipe(
+    Effect.map((map) => [...new Set(map.map(({ kind }) => kind))]),
+    Effect.catchIf(({ errno }) => errno === errnos.EOPNOTSUPP || errno === errnos.ENOTTY, () => Effect.succeed(null))
+  )
 
 const ofPath = (path: string): Effect.Effect<ReadonlyArray<Extent>, ExtentsUnavailable, Syscalls> =>
   Effect.gen(function*() {
@@ -80,7 +80,12 @@ const ofPath = (path: string): Effect.Effect<ReadonlyArray<Extent>, ExtentsUnava
     const { O_CLOEXEC, O_NONBLOCK } = syscalls.flags
     return yield* Effect.acquireUseRelease(
       syscalls.open(path, O_NONBLOCK | O_CLOEXEC),
-      (fd) => Effect.flatMap(syscalls.statx(fd), ({ size }) => mapOf(syscalls, fd, 0, size)),
+      // What is no file, or no file with extents, says so when it is asked; an empty one would not be.
+      (fd) =>
+        syscalls.fiemap(fd, 0, 1).pipe(
+          Effect.zipRight(syscalls.statx(fd)),
+          Effect.flatMap(({ size }) => mapOf(syscalls, fd, 0, size))
+        ),
       (fd) => Effect.ignore(syscalls.close(fd))
     )
   }).pipe(Effect.mapError((cause) => new ExtentsUnavailable({ path, cause })))

@@ -1,6 +1,7 @@
 /** What is known of filesystems by their magic number (`uapi/linux/magic.h`; the vendors' for zfs, lustre, gpfs and bcachefs). */
 import type { DirectIoState } from "../DiskStorage.js"
 import type { Statx } from "../Syscalls.js"
+import { STATX_ATTR_DAX } from "../Syscalls.js"
 
 export const BTRFS = 0x9123_683e
 const TMPFS = 0x0102_1994
@@ -46,9 +47,16 @@ export type PageCache = "tells" | "is the storage" | "does not tell"
 
 const pagesTell = new Set<string>(["ext2/ext3/ext4", "xfs", "btrfs", "f2fs", "nfs", "lustre"])
 
-/** An overlay's pages are those of a filesystem that is not named; one that answers statx is the kernel's own. */
-export const pageCacheOf = (type: number, directIo: Statx["directIo"]): PageCache => {
+/**
+ * An overlay's pages are those of a filesystem that is not named; of those that answer statx for direct I/O OpenZFS alone has
+ * another cache, and is no part of the kernel. Files on DAX have no pages but the memory that they are.
+ */
+export const pageCacheOf = (
+  type: number,
+  { attributes, directIo }: Pick<Statx, "attributes" | "directIo">
+): PageCache => {
   const name = filesystemName(type)
+  if ((attributes & STATX_ATTR_DAX) !== 0) return "does not tell"
   if (name === "tmpfs" || name === "ramfs") return "is the storage"
   return pagesTell.has(name) || (name === "overlay" && directIo !== undefined) ? "tells" : "does not tell"
 }

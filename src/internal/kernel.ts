@@ -12,6 +12,7 @@ export type Out<A> = { value?: A }
 
 export interface Kernel {
   readonly flags: OpenFlags
+  readonly pageSize: number
   readonly mkdir: (path: string, mode: number) => Effect.Effect<number>
   readonly mkostemp: (prefix: string, flags: number, path: Out<string>) => Effect.Effect<number>
   readonly open: (path: string, flags: number) => Effect.Effect<number>
@@ -85,6 +86,7 @@ const callOut = <A>(
 export const fromKernel = (kernel: Kernel): Syscalls => ({
   [TypeId]: TypeId,
   flags: kernel.flags,
+  pageSize: kernel.pageSize,
   mkdir: (path, mode) => Effect.asVoid(call("mkdir", { path }, kernel.mkdir(path, mode))),
   mkostemp: (prefix, flags) =>
     Effect.map(

@@ -30,6 +30,8 @@ interface Filesystem {
    */
   readonly pageCache: "bypassed" | "used" | "used and dropped"
   readonly fiemap: boolean
+  /** Whether files without a name can be made. */
+  readonly tmpfile: boolean
   readonly maxFileBytes: number
 }
 
@@ -46,6 +48,7 @@ const ext4: Filesystem = {
   copyOnWrite: false,
   pageCache: "bypassed",
   fiemap: true,
+  tmpfile: true,
   // 2³² − 1 blocks of 4 KiB
   maxFileBytes: 16 * 1024 ** 4 - 4096
 }
@@ -66,7 +69,8 @@ const filesystems: { readonly [name in Profile]: Filesystem } = {
     directIo: undefined,
     strict: { memory: 4096, offset: 4096 },
     inodeFlags: "none",
-    fiemap: false
+    fiemap: false,
+    tmpfile: false
   },
   btrfs: {
     ...ext4,
@@ -106,7 +110,8 @@ const filesystems: { readonly [name in Profile]: Filesystem } = {
     setDirect: "ignored",
     directIo: undefined,
     inodeFlags: "none",
-    fiemap: false
+    fiemap: false,
+    tmpfile: false
   },
   dataJournal: {
     ...ext4,
@@ -123,7 +128,8 @@ const flags: OpenFlags = {
   O_NOFOLLOW: 0x2_0000,
   O_DIRECTORY: 0x1_0000,
   O_PATH: 0x20_0000,
-  O_NONBLOCK: 0x800
+  O_NONBLOCK: 0x800,
+  O_TMPFILE: 0x41_0000
 }
 const O_ACCMODE = 0x3
 const O_WRONLY = 0x1
@@ -411,6 +417,7 @@ export const make = (
 
   const kernel: Kernel = {
     flags,
+    pageSize: blockBytes,
     mkdir: (path) =>
       perform("mkdir", { path }, () => {
         const name = lookup(path)
@@ -431,7 +438,11 @@ export const make = (
           : names.get(name.path)
         if (file === undefined) return "ENOENT"
         if (file === "directory") {
-          return (openFlags & O_ACCMODE) === 0 ? openFile(newFile(), openFlags) : "EISDIR"
+          const nameless = { ...newFile(), links: 0 }
+          if ((openFlags & flags.O_TMPFILE) === flags.O_TMPFILE) {
+            return filesystem.tmpfile ? openFile(nameless, openFlags & ~flags.O_TMPFILE) : "EOPNOTSUPP"
+          }
+          return (openFlags & O_ACCMODE) === 0 ? openFile(nameless, openFlags) : "EISDIR"
         }
         if (typeof file === "string") return file
         if ((openFlags & flags.O_DIRECTORY) !== 0) return "ENOTDIR"
@@ -526,6 +537,7 @@ export const make = (
             deviceMinor: 1,
             inode: file.inode,
             links: file.links,
+            attributes: 0,
             mountId: 1,
             size: file.size,
             allocated: file.blocks.size * blockBytes,

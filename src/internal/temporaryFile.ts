@@ -306,6 +306,8 @@ const prove = (
 ): Effect.Effect<DirectIoState, DirectIoUnavailable | OutOfSpace | BufferUnavailable> =>
   Effect.scoped(Effect.gen(function*() {
     const { bytes } = yield* AlignedBuffer.make(unit)
+    // btrfs reads through the page cache into memory that has not been touched yet.
+    bytes.fill(0)
     const target = { fd, pageCache }
     const unavailable = (...reasons: ReadonlyArray<string>) => new DirectIoUnavailable({ path, filesystem, reasons })
     yield* Effect.mapError(syscalls.pwrite(fd, bytes, 0), (cause) =>
@@ -405,7 +407,8 @@ export const prepare = (
       yield* Effect.logWarning("I/O is buffered", refused)
     }
 
-    const answered = (yield* Effect.mapError(syscalls.statx(fd), failedAt("inspect", path))).directIo
+    const statx = yield* Effect.mapError(syscalls.statx(fd), failedAt("inspect", path))
+    const answered = statx.directIo
     const said: DirectIoState = direct.flag
       ? { flag: true, ...directIoVerdict(type, nocow, answered) }
       : {
@@ -427,7 +430,7 @@ export const prepare = (
     // Whole pages, so that an aligned write of the last one neither grows nor fails; what is above `size` is padding.
     const unit = Math.max(AlignedBuffer.pageSize, offset)
     const accepted = options.directIo === "proven"
-      ? yield* prove(syscalls, file, fd, filesystem.name, pageCacheOf(type, answered), unit, said)
+      ? yield* prove(syscalls, file, fd, filesystem.name, pageCacheOf(type, statx), unit, said)
       : said
     const length = Math.ceil(options.size / unit) * unit
     const useless = options.prewrite ? copiesOnWrite(type, nocow) : undefined

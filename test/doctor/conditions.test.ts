@@ -93,6 +93,8 @@ const mount = (type: string, superOptions: ReadonlyArray<string> = ["rw"]): Moun
   superOptions
 })
 
+const noDirectIo = { memoryAlignment: 0, offsetAlignment: 0 }
+
 const unseen: Facts["devicesUnseen"] = [{ what: "/sys/dev/block/8:1", reason: "NotFound" }]
 
 const facts = (type: string | Filesystem, own: Partial<Omit<Facts, "filesystem">> = {}): Facts => ({
@@ -100,6 +102,7 @@ const facts = (type: string | Filesystem, own: Partial<Omit<Facts, "filesystem">
   upper: undefined,
   devices: [],
   devicesUnseen: [],
+  loopFilesystems: ["ext4"],
   findings: direct,
   zfs: undefined,
   btrfsProfiles: undefined,
@@ -336,14 +339,19 @@ describe("filesystems of one machine", () => {
     ["ext4, fscrypt without direct I/O", {
       ...facts("ext4"),
       ...found({ inodeFlags: FS_ENCRYPT_FL, statx: { memoryAlignment: 0, offsetAlignment: 0 } })
-    }, { encryption: "yes", "data-journaling": "unknown", compression: "no" }],
-    ["ext4, +j", facts("ext4", found({ inodeFlags: FS_JOURNAL_DATA_FL })), { "data-journaling": "yes" }],
-    ["ext4, data=journal", facts(filesystem("ext4", ["data=journal"])), { "data-journaling": "yes" }],
+    }, { encryption: "yes", "data-journaling": "no", compression: "no" }],
+    ["ext4, +j, without effect", facts("ext4", found({ inodeFlags: FS_JOURNAL_DATA_FL })), { "data-journaling": "no" }],
     [
-      "ext4, 0/0",
-      facts("ext4", found({ statx: { memoryAlignment: 0, offsetAlignment: 0 } })),
-      { "data-journaling": "unknown" }
+      "ext4, +j",
+      facts("ext4", found({ inodeFlags: FS_JOURNAL_DATA_FL, statx: noDirectIo })),
+      { "data-journaling": "yes" }
     ],
+    [
+      "ext4, data=journal",
+      facts(filesystem("ext4", ["data=journal"]), found({ statx: noDirectIo })),
+      { "data-journaling": "yes" }
+    ],
+    ["ext4, 0/0", facts("ext4", found({ statx: noDirectIo })), { "data-journaling": "yes" }],
     ["ext4, no answer", facts("ext4", found({ statx: undefined })), { "data-journaling": "unknown" }],
     ["ext4, data=ordered", facts(filesystem("ext4", ["data=ordered"])), { "data-journaling": "no" }],
     ["btrfs", btrfs(), { checksums: "yes", "copy-on-write": "yes", parity: "no", "data-journaling": "no" }],
@@ -408,7 +416,9 @@ describe("devices below ext4", () => {
   const found = (number: string, tree: Tree) => {
     const [major = "", minor = ""] = number.split(":")
     return stackOf({ major: Number(major), minor: Number(minor) }, mount("ext4"), [below]).pipe(
-      Effect.map((stack) => facts("ext4", { devices: stack.devices, devicesUnseen: stack.unseen })),
+      Effect.map((stack) =>
+        facts("ext4", { devices: stack.devices, devicesUnseen: stack.unseen, loopFilesystems: ["btrfs"] })
+      ),
       Effect.provide(fileTree.layer(tree))
     )
   }
@@ -708,7 +718,7 @@ describe("an overlay", () => {
   const over = (type: string, own: Partial<Facts> = {}, ...options: ReadonlyArray<string>) =>
     facts(filesystem("overlay", ["upperdir=/u", "lowerdir=/l"]), { upper: mount(type, ["rw", ...options]), ...own })
   table([
-    ["has the rows of its upper directory", over("ext4", {}, "data=journal"), {
+    ["has the rows of its upper directory", over("ext4", found({ statx: noDirectIo }), "data=journal"), {
       "data-journaling": "yes",
       "copy-on-write": "no",
       "inline-ext4": "no",

@@ -62,7 +62,7 @@ const nameOf = (directory: string): string => lastPart(directory).replaceAll("!"
 const written = ({ major, minor }: DeviceNumber): string => `${major}:${minor}`
 
 /** Parts of the number that `stat(2)` gives, as the C library packs them (`gnu_dev_major` in `sys/sysmacros.h`). */
-const unpacked = (device: number): DeviceNumber => {
+export const unpacked = (device: number): DeviceNumber => {
   const bits = BigInt(device)
   return {
     major: Number((bits >> 32n & 0xffff_f000n) | (bits >> 8n & 0xfffn)),

@@ -22,6 +22,8 @@ export interface Facts {
   readonly devices: ReadonlyArray<BlockDevice>
   /** Why the devices below are not all known; empty where they are. */
   readonly devicesUnseen: ReadonlyArray<Unseen>
+  /** The types of the filesystems that hold the files of loop devices; undefined where one is not found. */
+  readonly loopFilesystems: ReadonlyArray<string | undefined>
   readonly findings: Findings
   readonly zfs: ZfsFacts | undefined
   /** btrfs: the profiles of its data (`single`, `raid1`, `raid5`, …); undefined where they are not told. */
@@ -60,15 +62,33 @@ const firstWrites: Condition["affects"] = ["first write"]
 const FS_COMPR_FL = 0x4
 const FS_ENCRYPT_FL = 0x800
 const FS_JOURNAL_DATA_FL = 0x4000
+const FS_INLINE_DATA_FL = 0x1000_0000
 
 const hasFlag = ({ findings }: Facts, flag: number) => ((findings.inodeFlags ?? 0) & flag) !== 0
 
 /** Local filesystems of the kernel whose behaviour is known here; rows about others cannot be decided by their absence. */
 const known = new Set(["ext2", "ext3", "ext4", "xfs", "btrfs", "tmpfs", "ramfs", "squashfs", "erofs", "f2fs"])
 
-/** The types that count: of an overlay, that of its upper directory's mount. */
+/** The type that counts: of an overlay, that of its upper directory's mount. */
 const typeOf = ({ filesystem, upper }: Facts): string =>
   filesystem.type === "overlay" && upper !== undefined ? upper.type : filesystem.type
+
+/** Filesystems that stand on another one which is not seen, or have no name here. */
+const isOpaque = (type: string) => /^(?:overlay|aufs|ecryptfs|0x.*|fuse(?:\..*|blk)?)$/.test(type)
+
+/** Whether the filesystem is one of these; undefined where that cannot be said. */
+const isType = (facts: Facts, ...types: ReadonlyArray<string>): boolean | undefined => {
+  const type = typeOf(facts)
+  if (types.includes(type)) return true
+  // The magic number of the three is one; only the mount tells them apart.
+  if (type === "ext2/ext3/ext4") return types.some((one) => /^ext[234]$/.test(one)) ? undefined : false
+  return isOpaque(type) ? undefined : false
+}
+
+/** Without its mount the options of a filesystem are not known. */
+const optionsKnown = ({ filesystem }: Facts) => filesystem.mountPoint !== null
+
+const inMemory = (facts: Facts) => ["tmpfs", "ramfs"].includes(typeOf(facts))
 
 const isKnown = (facts: Facts) => known.has(typeOf(facts))
 
@@ -89,12 +109,16 @@ const names = (devices: ReadonlyArray<BlockDevice>) =>
 /** Whose blocks are on other machines: what those do with the data needs no memory of this one (section 2.3.3). */
 const remote = new Set(["nfs", "nfs4", "cifs", "smb3", "9p", "virtiofs", "ceph", "lustre", "beegfs", "wekafs"])
 
-/** A row about block devices: some that match apply; else the rest must be known. */
+/** Block devices without a kind of their own here that are plain disks all the same. */
+const isPlain = ({ kind, name }: BlockDevice) => kind !== "other" || /^(?:mmcblk|xvd|dasd|sr)/.test(name)
+
+/** A row about block devices: some that match apply; else the rest must be known, and not be one of those that may. */
 const byDevice = (
   facts: Facts,
   matches: (device: BlockDevice) => boolean,
   what: string,
-  remedy: string | null
+  remedy: string | null,
+  mayMatch: (device: BlockDevice) => boolean = () => false
 ): Decision => {
   const { devices, devicesUnseen } = facts
   const type = typeOf(facts)
@@ -104,12 +128,21 @@ const byDevice = (
   if (unseen !== undefined) {
     return unknown(readsAndWrites, `the devices below are not all known: ${unseen.what}: ${unseen.reason}`, remedy)
   }
+  const open = devices.filter((device) => !isPlain(device) || mayMatch(device))
+  if (open.length > 0) return unknown(readsAndWrites, `not told of ${names(open)}`, remedy)
   if (devices.length > 0) return no(`the devices below are ${names(devices)}`)
   if (remote.has(type)) return no(`${type} has no block device on this machine`)
   return known.has(type)
     ? no(`${type} has no block device`)
     : unknown(readsAndWrites, `what ${type} keeps its data on is not visible from here`)
 }
+
+/** A loop device whose file lies on a filesystem that may do more with data than write it in place. */
+const isOpaqueLoop = ({ loopFilesystems }: Facts) => ({ kind }: BlockDevice) =>
+  kind === "loop" && !loopFilesystems.every((type) => type !== undefined && /^(?:ext[234]|xfs)$/.test(type))
+
+/** The client or the far end may do more with the data than move it. */
+const isRemoteDevice = ({ kind, transport }: BlockDevice) => kind === "network" || /tcp/.test(transport ?? "")
 
 const isDm = (...targets: ReadonlyArray<string>) => ({ detail, kind }: BlockDevice) =>
   kind === "dm" && detail !== null && targets.includes(detail)
@@ -170,10 +203,14 @@ const mappedInline = (facts: Facts): boolean | undefined =>
 const small = "files of a page and more; a DiskStorage is never smaller"
 
 const inlineOf = (type: string, remedy: string) => (facts: Facts): Decision => {
-  if (typeOf(facts) !== type) return no(`the filesystem is ${typeOf(facts)}`)
+  const is = isType(facts, type)
+  if (is === false) return no(`the filesystem is ${typeOf(facts)}`)
   const seen = mappedInline(facts)
-  if (seen === undefined) {
-    return unknown(readsAndWrites, "whether a file of 64 bytes lies inline could not be seen", remedy)
+  if (seen === undefined || (is === undefined && seen)) {
+    const evidence = seen === undefined
+      ? "whether a file of 64 bytes lies inline could not be seen"
+      : `a file of 64 bytes lies inline (FIEMAP), on ${typeOf(facts)}`
+    return unknown(readsAndWrites, evidence, remedy)
   }
   return seen
     ? yes(readsAndWrites, "a file of 64 bytes lies inline (FIEMAP)", `${small}; or ${remedy}`)
@@ -181,7 +218,7 @@ const inlineOf = (type: string, remedy: string) => (facts: Facts): Decision => {
 }
 
 const elsewhere = (facts: Facts) =>
-  ["tmpfs", "ramfs"].includes(typeOf(facts))
+  inMemory(facts)
     ? `a directory on a disk: ${typeOf(facts)} keeps everything in memory`
     : "what the rows of section 2.3.4 say, or another directory"
 
@@ -204,7 +241,13 @@ const pageCache = (facts: Facts): Decision => {
 
 const zfsArc = (facts: Facts): Decision => {
   const { findings: { pool }, zfs } = facts
-  if (typeOf(facts) !== "zfs" || zfs === undefined) return no(`the filesystem is ${typeOf(facts)}`)
+  if (isType(facts, "zfs") === false) {
+    const below = facts.devices.filter((device) => isOpaqueLoop(facts)(device) || !isPlain(device))
+    return below.length > 0
+      ? unknown(readsAndWrites, `whether ZFS is below ${names(below)} is not seen`)
+      : no(`the filesystem is ${typeOf(facts)}`)
+  }
+  if (zfs === undefined) return unknown(readsAndWrites, `what ${typeOf(facts)} stands on is not seen`)
   const version = zfs.version ?? "of unknown version"
   const look = `zfs get direct ${facts.filesystem.source ?? "DATASET"}`
   if (zfs.directEnabled === null && /^(?:0|1|2\.[0-2])\./.test(version)) {
@@ -268,18 +311,28 @@ const dataJournaling = (facts: Facts): Decision => {
   const remedy = hasFlag(facts, FS_JOURNAL_DATA_FL) && option === undefined
     ? "chattr -j DIR, then new files"
     : "mount with data=ordered"
-  if (evidence.length > 0) return yes(readsAndWrites, evidence.join("; "), remedy)
+  if (type === "ext3" || type === "ext4") {
+    // `ext4_inode_journal_mode`: never of encrypted files; and the attribute j does nothing beside delayed allocation.
+    if (hasFlag(facts, FS_ENCRYPT_FL)) return no("files made here are encrypted, and ext4 journals no data of those")
+    if (statx !== undefined && statx.offsetAlignment !== 0) {
+      const said = `statx answers with an alignment of ${statx.offsetAlignment}, which data journaling would not`
+      return no(evidence.length === 0 ? said : `${evidence.join("; ")}, without effect: ${said}`)
+    }
+    // `ext4_dio_alignment`: what else answers so is verity, which no new file has, and inline data.
+    if (statx !== undefined && evidence.length === 0 && !hasFlag(facts, FS_INLINE_DATA_FL)) {
+      evidence.push("statx answers 0/0 for a new file, which is neither encrypted nor inline")
+    }
+    if (evidence.length > 0 && (statx !== undefined || option !== undefined)) {
+      return yes(readsAndWrites, evidence.join("; "), remedy)
+    }
+    return unknown(
+      readsAndWrites,
+      evidence[0] ?? "no data=journal among the options; the default is in the superblock",
+      "tune2fs -l DEVICE"
+    )
+  }
   if (statx?.offsetAlignment === 0) {
     return unknown(readsAndWrites, "statx answers 0/0, no direct I/O, as with data journaling or encryption", remedy)
-  }
-  if (type === "ext3" || type === "ext4") {
-    return statx === undefined
-      ? unknown(
-        readsAndWrites,
-        "no data=journal among the options; the default is in the superblock",
-        "tune2fs -l DEVICE"
-      )
-      : no(`statx answers with an alignment of ${statx.offsetAlignment}, which data journaling would not`)
   }
   return isKnown(facts) ? no(`${type} journals no data`) : undecided(facts, "data journaling")
 }
@@ -288,21 +341,23 @@ const nocowInherited = (facts: Facts) => hasFlag(facts, FS_NOCOW_FL)
 
 const checksums = (facts: Facts): Decision => {
   const type = typeOf(facts)
-  const security = findOption(facts, /^sec=krb5i$/)
   const devices = byDevice(
     facts,
     (device) => device.integrity !== null || isDm("integrity")(device),
     "checksums are kept beside the data by",
-    "integritysetup without tags, or a format without protection information (nvme format --pi=0)"
+    "integritysetup without tags, or a format without protection information (nvme format --pi=0)",
+    (device) => isOpaqueLoop(facts)(device) || isRemoteDevice(device)
   )
   switch (type) {
     case "btrfs":
       return nocowInherited(facts)
         ? first(no("files made here are NOCOW, and so without checksums"), devices)
+        : findOption(facts, /^nodatasum$/) !== undefined
+        ? first(no("mounted with nodatasum"), devices)
         : yes(readsAndWrites, "btrfs keeps checksums of the data of files that are not NOCOW", nocowRemedy)
     case "zfs":
     case "bcachefs":
-      return yes(readsAndWrites, `${type} computes checksums of all data in the CPU`, null)
+      return yes(readsAndWrites, `${type} computes checksums of all data in the CPU`)
     case "lustre":
       return facts.lustreChecksums === undefined
         ? unknown(readsAndWrites, "osc.*.checksums cannot be read", "lctl get_param osc.*.checksums")
@@ -310,51 +365,70 @@ const checksums = (facts: Facts): Decision => {
         ? yes(readsAndWrites, "osc.*.checksums is 1: the client sums up every page", "lctl set_param osc.*.checksums=0")
         : no("osc.*.checksums is 0")
     case "nfs":
-    case "nfs4":
-      return security === undefined
-        ? no("not mounted with sec=krb5i or sec=krb5p")
-        : yes(
+    case "nfs4": {
+      const security = findOption(facts, /^sec=krb5[ip]$/)
+      if (security !== undefined) {
+        return yes(
           readsAndWrites,
           `mounted with ${security}: the client signs every message`,
           "mount with sec=sys or sec=krb5"
         )
+      }
+      return optionsKnown(facts)
+        ? no("not mounted with sec=krb5i or sec=krb5p")
+        : unknown(readsAndWrites, "the mount's options are not known")
+    }
     default:
       return isKnown(facts)
-        ? first(devices, no(`${type} keeps no checksums of data`))
+        ? first(no(`${type} keeps no checksums of data; ${devices.evidence}`), devices)
         : undecided(facts, "checksums of data")
   }
 }
 
 const compression = (facts: Facts): Decision => {
   const type = typeOf(facts)
-  const option = findOption(facts, /^(?:compress(?:-force)?(?:=|$)|compress_algorithm=|compression=)/)
-  const encoded = sawExtent(facts, "encoded")
+  if (type === "squashfs" || type === "erofs") return yes(["read"], `${type} images are compressed, as a rule`)
+  if (type === "zfs") {
+    return unknown(
+      readsAndWrites,
+      "a property of the dataset",
+      `zfs get compression ${facts.filesystem.source ?? "DATASET"}`
+    )
+  }
+  // ext4 takes the inode flag and does nothing with it; f2fs compresses what has the flag or the right name.
+  const flagged = hasFlag(facts, FS_COMPR_FL) && ["btrfs", "f2fs"].includes(type)
+  const option = findOption(facts, /^(?:compress(?:-force)?(?:=|$)|compression=)/)
+  const encoded = hasFlag(facts, FS_ENCRYPT_FL) ? undefined : sawExtent(facts, "encoded")
   const evidence = [
     ...(option === undefined || /=(?:no|none)$/.test(option) ? [] : [`mounted with ${option}`]),
-    ...(hasFlag(facts, FS_COMPR_FL) ? ["files made here have the inode flag c (FS_COMPR_FL)"] : []),
+    ...(flagged ? ["files made here have the inode flag c (FS_COMPR_FL)"] : []),
     ...(encoded === undefined ? [] : [`the probe "${encoded.id}" left encoded extents (FIEMAP)`])
   ]
-  if (type === "squashfs" || type === "erofs") return yes(["read"], `${type} images are compressed, as a rule`, null)
-  if (evidence.length > 0 && !hasFlag(facts, FS_ENCRYPT_FL)) {
+  if (evidence.length > 0) {
     return yes(readsAndWrites, evidence.join("; "), type === "btrfs" ? nocowRemedy : "mount without compression")
-  }
-  if (type === "zfs") {
-    return unknown(readsAndWrites, "a property of the dataset", `zfs get compression ${facts.filesystem.source ?? ""}`)
   }
   const devices = byDevice(
     facts,
     (device) => device.kind === "zram" || isDm("vdo")(device),
     "the data is compressed by",
-    "a disk that does not compress"
+    "a disk that does not compress",
+    isOpaqueLoop(facts)
   )
-  return isKnown(facts)
-    ? first(devices, no("neither options nor inode flags nor extents tell of it"))
-    : undecided(facts, "compression")
+  if (!isKnown(facts)) return undecided(facts, "compression")
+  if (["btrfs", "f2fs"].includes(type) && (facts.findings.inodeFlags === undefined || !optionsKnown(facts))) {
+    return unknown(readsAndWrites, "neither the options nor the inode flags of a file made here are all known")
+  }
+  return findOption(facts, /^compress_algorithm=/) === undefined
+    ? first(no(`neither options nor inode flags nor extents tell of it; ${devices.evidence}`), devices)
+    : unknown(
+      readsAndWrites,
+      "f2fs compresses files by their names (compress_extension)",
+      "mount without compress_algorithm"
+    )
 }
 
 const encryption = (facts: Facts): Decision => {
   const type = typeOf(facts)
-  const security = findOption(facts, /^(?:sec=krb5p|seal|xprtsec=m?tls)$/)
   if (hasFlag(facts, FS_ENCRYPT_FL)) {
     return yes(
       readsAndWrites,
@@ -363,59 +437,80 @@ const encryption = (facts: Facts): Decision => {
     )
   }
   if (type === "ecryptfs") return yes(readsAndWrites, "ecryptfs encrypts in the page cache", "another filesystem")
+  const security = findOption(facts, /^(?:sec=krb5p|seal|xprtsec=m?tls)$/)
   if (security !== undefined) {
     return yes(readsAndWrites, `mounted with ${security}: the client encrypts`, "mount without it")
   }
-  const devices = byDevice(facts, isDm("crypt"), "the data is encrypted by", "a disk that encrypts by itself (OPAL)")
-  if (type === "zfs" || type === "bcachefs") {
-    return unknown(readsAndWrites, `a property of ${type}`, type === "zfs" ? "zfs get encryption" : null)
+  if (type === "nfs" || type === "nfs4") {
+    return optionsKnown(facts)
+      ? no("mounted without sec=krb5p and xprtsec=tls")
+      : unknown(readsAndWrites, "the mount's options are not known")
   }
-  return isKnown(facts) || type === "nfs" || type === "nfs4"
-    ? first(devices.applies === "unknown" && !isKnown(facts) ? no(`${type} without sec=krb5p`) : devices)
-    : undecided(facts, "encryption")
+  if (type === "zfs") {
+    return unknown(
+      readsAndWrites,
+      "a property of the dataset",
+      `zfs get encryption ${facts.filesystem.source ?? "DATASET"}`
+    )
+  }
+  if (!isKnown(facts)) return undecided(facts, "encryption")
+  if (["ext4", "f2fs"].includes(type) && facts.findings.inodeFlags === undefined) {
+    return unknown(readsAndWrites, "the inode flags of a file made here are not known", "fscryptctl get_policy DIR")
+  }
+  return byDevice(
+    facts,
+    isDm("crypt"),
+    "the data is encrypted by",
+    "a disk that encrypts by itself (OPAL)",
+    (device) => isOpaqueLoop(facts)(device) || isRemoteDevice(device)
+  )
 }
 
 const copyOnWrite = (facts: Facts): Decision => {
   const type = typeOf(facts)
-  if (type === "btrfs") {
-    return nocowInherited(facts)
-      ? no("files made here are NOCOW")
-      : yes(
-        writes,
-        `btrfs writes every block of a file that is not NOCOW to a new place; NOCOW can${
-          facts.findings.nocow === false ? "not" : ""
-        } be set here`,
-        facts.findings.nocow === false ? "chattr -c DIR: NOCOW and compression exclude each other" : nocowRemedy
-      )
+  const { nocow } = facts.findings
+  if (type === "btrfs" && !nocowInherited(facts)) {
+    return yes(
+      writes,
+      `btrfs writes every block of a file that is not NOCOW to a new place; NOCOW can${
+        nocow === false ? "not" : ""
+      } be set here`,
+      nocow === false ? "chattr -c DIR: NOCOW and compression exclude each other" : nocowRemedy
+    )
   }
-  if (["zfs", "bcachefs", "nilfs2", "f2fs"].includes(type)) {
-    return yes(writes, `${type} writes every block to a new place`, null)
+  if (["zfs", "bcachefs", "nilfs2"].includes(type) || findOption(facts, /^mode=lfs$/) !== undefined) {
+    return yes(writes, `${type} writes every block to a new place`)
   }
-  return isKnown(facts)
-    ? no(`${type} overwrites in place what no other file shares`)
-    : undecided(facts, "copy-on-write")
+  if (!isKnown(facts)) return undecided(facts, "copy-on-write")
+  const devices = byDevice(
+    facts,
+    isDm("snapshot", "snapshot-origin", "snapshot-merge"),
+    "blocks are copied before they are first overwritten by",
+    "lvremove the snapshots",
+    (device) => isOpaqueLoop(facts)(device) || isDm("thin", "vdo")(device) || device.detail === "rbd"
+  )
+  if (type === "f2fs" && !optionsKnown(facts)) return unknown(writes, "the mount's options are not known")
+  const own = type === "btrfs" ? "files made here are NOCOW" : `${type} overwrites in place what no other file shares`
+  return first(no(`${own}; ${devices.evidence}`), devices)
 }
 
 const parity = (facts: Facts): Decision => {
-  const profiles = (facts.btrfsProfiles ?? []).filter((profile) => /^raid[56]$/.test(profile))
-  if (profiles.length > 0) {
-    return yes(writes, `btrfs keeps data as ${profiles.join(", ")}`, "btrfs balance start -dconvert=raid10 DIR")
-  }
   if (typeOf(facts) === "zfs") return unknown(writes, "a property of the pool (raidz, draid)", "zpool status")
-  const devices = byDevice(
+  const profiles = facts.btrfsProfiles ?? []
+  const computed = profiles.filter((profile) => /^raid[56]$/.test(profile))
+  if (computed.length > 0) {
+    return yes(writes, `btrfs keeps data as ${computed.join(", ")}`, "btrfs balance start -dconvert=raid10 DIR")
+  }
+  if (typeOf(facts) === "btrfs" && profiles.length === 0) {
+    return unknown(writes, "the profile of btrfs's data is not told", "btrfs filesystem df DIR")
+  }
+  return byDevice(
     facts,
     ({ detail, kind }) => kind === "md" && /^raid[456]$/.test(detail ?? ""),
     "parity is computed by",
-    "RAID 10 or RAID 0"
+    "RAID 10 or RAID 0",
+    (device) => isDm("raid")(device) || (device.kind === "md" && device.detail === null)
   )
-  const raid = facts.devices.find(isDm("raid"))
-  return devices.applies !== "yes" && raid !== undefined
-    ? unknown(
-      writes,
-      `${raid.name} is a RAID of device mapper, of a level that is not told`,
-      `dmsetup table ${raid.name}`
-    )
-    : devices
 }
 
 const distributed = [
@@ -435,7 +530,9 @@ const byServers = (what: string) => (facts: Facts): Decision => {
   if (distributed.includes(type)) {
     return unknown(writes, `${type} decides, on the servers or in the client, about ${what}`)
   }
-  if (type === "zfs") return unknown(writes, `a property of the dataset: ${what}`, null)
+  if (type === "zfs") return unknown(writes, `a property of the dataset: ${what}`)
+  const far = facts.devices.filter(({ detail }) => detail === "rbd")
+  if (far.length > 0) return unknown(writes, `the cluster behind ${names(far)} decides about ${what}`)
   return isKnown(facts) || type === "nfs" || type === "nfs4"
     ? no(`${type} does no ${what} in the client`)
     : undecided(facts, what)
@@ -552,7 +649,11 @@ export const rows: ReadonlyArray<Row> = [
     decidedBy: "The mount option fsc; with it, whether a read with O_DIRECT left pages, which is what fscache keeps.",
     decide: (facts) => {
       const option = findOption(facts, /^(?:fsc(?:=.*)?|cache=fscache)$/)
-      if (option === undefined) return no("not mounted with fsc")
+      if (option === undefined) {
+        return optionsKnown(facts) && isType(facts, "afs", "ceph") !== undefined && typeOf(facts) !== "afs"
+          ? no("not mounted with fsc")
+          : unknown(["read"], `whether ${typeOf(facts)} uses fscache here is not told`, "ls /proc/fs/fscache")
+      }
       const decision = pageCache(facts)
       return { ...decision, evidence: `mounted with ${option}; ${decision.evidence}`, remedy: "mount without fsc" }
     }
@@ -573,13 +674,13 @@ export const rows: ReadonlyArray<Row> = [
     bearsOn: ["io", "gpu"],
     decidedBy: "The filesystem's type; what its daemon does with O_DIRECT is not visible.",
     decide: (facts) =>
-      typeOf(facts) === "gpfs"
-        ? unknown(
+      isType(facts, "gpfs") === false
+        ? no(`the filesystem is ${typeOf(facts)}`)
+        : unknown(
           readsAndWrites,
           "small and unaligned direct I/O may go through the page pool",
           "mmlsconfig | grep -i -e dio -e pagepool"
         )
-        : no(`the filesystem is ${typeOf(facts)}`)
   },
   {
     id: "loop-page-cache",
@@ -592,7 +693,8 @@ export const rows: ReadonlyArray<Row> = [
         facts,
         ({ loopDirectIo }) => loopDirectIo === false,
         "the file below is read and written through the page cache by",
-        "losetup --direct-io=on DEVICE"
+        "losetup --direct-io=on DEVICE",
+        ({ kind, loopDirectIo }) => kind === "loop" && loopDirectIo === null
       )
   },
   {
@@ -629,13 +731,13 @@ export const rows: ReadonlyArray<Row> = [
     bearsOn: ["io", "gpu"],
     decidedBy: "The filesystem's type; the layout of a directory is not visible without lfs.",
     decide: (facts) =>
-      typeOf(facts) === "lustre"
-        ? unknown(
+      isType(facts, "lustre") === false
+        ? no(`the filesystem is ${typeOf(facts)}`)
+        : unknown(
           readsAndWrites,
           "the first bytes of a file may live on the metadata server",
           "lfs getstripe -d DIR (look for mdt); lfs setstripe -c 1 DIR"
         )
-        : no(`the filesystem is ${typeOf(facts)}`)
   },
   {
     id: "inline-extent",
@@ -648,8 +750,8 @@ export const rows: ReadonlyArray<Row> = [
       const evidence = tried(facts, "inline").map(describe).join("; ")
       if (evidence === "") return unknown(readsAndWrites, notProbed(facts))
       if (seen === undefined) {
-        return isKnown(facts)
-          ? no(`no map of extents; ${evidence}`)
+        return inMemory(facts)
+          ? no(`no extents; ${evidence}`)
           : unknown(readsAndWrites, `no map of extents; ${evidence}`)
       }
       return seen ? yes(readsAndWrites, `inline; ${evidence}`, small) : no(`a block of its own; ${evidence}`)
@@ -730,14 +832,15 @@ export const rows: ReadonlyArray<Row> = [
     decidedBy: "FIEMAP_EXTENT_DELALLOC after a buffered write, and whether overwrites with O_DIRECT are buffered.",
     decide: (facts) => {
       const { delayed } = facts.findings
+      if (tried(facts, "written").length === 0) return unknown(firstWrites, notProbed(facts))
+      if (delayed === undefined) {
+        return inMemory(facts) ? no(`${typeOf(facts)} has no blocks`) : unknown(firstWrites, "no map of extents tells")
+      }
+      // Its map calls delayed blocks unwritten (`f2fs_fiemap`).
+      if (!delayed && typeOf(facts) === "f2fs") return unknown(firstWrites, "the map of f2fs does not tell")
+      if (!delayed) return no("a buffered write had its blocks at once (FIEMAP)")
       const late = "blocks of a buffered write are chosen later (FIEMAP)"
       const cached = pageCache(facts)
-      if (delayed === undefined) {
-        return isKnown(facts)
-          ? no("no map of extents; without blocks nothing is allocated late")
-          : unknown(firstWrites, "no map of extents tells")
-      }
-      if (!delayed) return no("a buffered write had its blocks at once (FIEMAP)")
       return cached.applies === "no"
         ? no(`${late}; direct writes have theirs at once`)
         : cached.applies === "yes"
@@ -759,7 +862,7 @@ export const rows: ReadonlyArray<Row> = [
     title: "Checksums",
     bearsOn: ["io", "gpu"],
     decidedBy:
-      "btrfs without NOCOW, ZFS, bcachefs; Lustre's osc.*.checksums; NFS with sec=krb5i; dm-integrity and protection information below.",
+      "btrfs without NOCOW or nodatasum, ZFS, bcachefs; Lustre's osc.*.checksums; NFS with sec=krb5i or krb5p; dm-integrity and protection information below.",
     decide: checksums
   },
   {

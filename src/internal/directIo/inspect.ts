@@ -17,7 +17,7 @@ import type { BufferUnavailable } from "../../DiskStorageError.js"
 import type { IoEngine } from "../../IoEngine.js"
 import { Syscalls } from "../../Syscalls.js"
 import { filesystemName } from "../filesystems.js"
-import { stackOf } from "./blockDevices.js"
+import { stackOf, unpacked } from "./blockDevices.js"
 import { decide } from "./conditions.js"
 import type { ZfsFacts } from "./conditions.js"
 import { readCuFileConfiguration } from "./cuFileConfiguration.js"
@@ -86,7 +86,8 @@ const upperOf = (mount: Mount | undefined, mounts: ReadonlyArray<Mount>) =>
   Effect.gen(function*() {
     if (mount?.type !== "overlay") return undefined
     const directory = mount.superOptions.find((option) => option.startsWith("upperdir="))?.slice("upperdir=".length)
-    if (directory === undefined) return undefined
+    // A relative one is relative to where somebody else stood when it was mounted.
+    if (directory === undefined || !directory.startsWith("/")) return undefined
     const looked = yield* Effect.option(look(directory.replaceAll("\\,", ",").replaceAll("\\:", ":")))
     if (looked._tag === "None") return undefined
     const { mountId, statfs, statx } = looked.value
@@ -140,12 +141,26 @@ const btrfsProfiles = (devices: ReadonlyArray<BlockDevice>) =>
     return undefined
   })
 
+/** The types of the filesystems that hold the files of loop devices; undefined where one is not found. */
+const loopFilesystems = (devices: ReadonlyArray<BlockDevice>, mounts: ReadonlyArray<Mount>) =>
+  Effect.forEach(
+    devices.filter(({ kind }) => kind === "loop"),
+    ({ detail }) =>
+      Effect.flatMap(FileSystem.FileSystem, (files) => files.stat(detail ?? "")).pipe(
+        Effect.map(({ dev }) => {
+          const { major, minor } = unpacked(dev)
+          return mounts.find(({ device }) => device.major === major && device.minor === minor)?.type
+        }),
+        Effect.orElseSucceed(() => undefined)
+      )
+  )
+
 /** Lustre's client: one directory a target below `/sys/fs/lustre/osc`. */
 const lustreChecksums = Effect.gen(function*() {
   const targets = yield* namesIn("/sys/fs/lustre/osc")
   const values = yield* Effect.forEach(targets, (target) => textOf(`/sys/fs/lustre/osc/${target}/checksums`))
-  const told = values.filter((value) => value !== null)
-  return told.length === 0 ? undefined : told.some((value) => value !== "0")
+  if (values.some((value) => value !== null && value !== "0")) return true
+  return values.length === 0 || values.includes(null) ? undefined : false
 })
 
 /** Rows that are what other rows lead to. */
@@ -165,7 +180,7 @@ const judgeIo = (
   filesystem: Filesystem,
   conditions: ReadonlyArray<Condition>
 ): { readonly verdict: IoVerdict; readonly reasons: ReadonlyArray<string> } => {
-  const { failure, openFlag, probes, setFlag, statx } = findings
+  const { failure, openFlag, pool, probes, setFlag, statx } = findings
   const applying = conditions.filter(({ applies, bearsOn }) => applies === "yes" && bearsOn.includes("io"))
   const causes = applying.filter(({ id }) => !symptoms.has(id))
   const because = (causes.length > 0 ? causes : applying).map(({ evidence, title }) => `${title}: ${evidence}`)
@@ -183,41 +198,39 @@ const judgeIo = (
   if (failure?.code === "EROFS") {
     return { verdict: "unsupported", reasons: [`nothing can be written here: ${failure.message}`] }
   }
-  const nocow = probes.some(({ file }) => file === "nocow")
-  const [written, read] = (["written", "read"] as const).map((wanted) =>
-    probes.find(({ file, id }) => id === wanted && file === (nocow ? "nocow" : "as made here"))
-  )
+  const kind = probes.some(({ file }) => file === "nocow") ? "nocow" : "as made here"
+  const own = probes.filter(({ file }) => file === kind)
+  const [written, read] = (["written", "read"] as const).map((wanted) => own.find(({ id }) => id === wanted))
   if (written === undefined || read === undefined) {
     return {
       verdict: "unknown",
       reasons: [failure === null ? "no I/O could be tried" : `${failure.step}: ${failure.message}`, said]
     }
   }
-  const seen = [`overwrite: ${written.evidence}`, `read: ${read.evidence}`]
-  const arc = applying.find(({ id }) => id === "zfs-arc")
-  if (written.path === "buffered" || read.path === "buffered" || statx?.offsetAlignment === 0 || arc !== undefined) {
-    const memory = ["tmpfs", "ramfs"].includes(filesystem.type) ? [`${filesystem.type} keeps everything in memory`] : []
-    return {
-      verdict: "buffered",
-      reasons: [...seen, ...(causes.length > 0 ? because : memory.length > 0 ? memory : [said])]
-    }
+  const whose = kind === "nocow" ? " of a NOCOW file, as DiskStorage makes them" : ""
+  const seen = [`overwrite${whose}: ${written.evidence}`, `read${whose}: ${read.evidence}`]
+  const arc = conditions.find(({ id }) => id === "zfs-arc")
+  if (
+    written.path === "buffered" || read.path === "buffered" || statx?.offsetAlignment === 0 || arc?.applies === "yes"
+  ) {
+    const memory = ["tmpfs", "ramfs"].includes(filesystem.type) ? `${filesystem.type} keeps everything in memory` : said
+    return { verdict: "buffered", reasons: [...seen, ...(causes.length > 0 ? because : [memory])] }
   }
   if (written.path === "refused" || read.path === "refused") return { verdict: "unsupported", reasons: seen }
-  const pastArc = conditions.some(({ applies, id }) =>
-    id === "zfs-arc" && applies === "no" && filesystem.type === "zfs"
-  )
+  const pastArc = pool !== undefined && arc?.applies === "no"
   if (!pastArc && (written.path !== "direct" || read.path !== "direct")) {
     return { verdict: "unknown", reasons: [...seen, said] }
   }
-  if (failure !== null) {
-    return {
-      verdict: "unknown",
-      reasons: [...seen, `not everything could be tried: ${failure.step}: ${failure.message}`]
-    }
-  }
-  return applying.length > 0
-    ? { verdict: "direct-with-conditions", reasons: [...seen, ...because] }
-    : { verdict: "direct", reasons: seen }
+  // Overwrites and reads are direct; what is not known of other writes is not known to be.
+  const open = own.filter(({ id, path }) => id !== "shared" && path === "unknown")
+  const reasons = [
+    ...seen,
+    ...because,
+    ...open.map(({ evidence, id }) => `not known of the try "${id}": ${evidence}`),
+    ...(failure === null ? [] : [`not everything could be tried: ${failure.step}: ${failure.message}`])
+  ]
+  if (failure !== null) return { verdict: "unknown", reasons }
+  return { verdict: applying.length + open.length > 0 ? "direct-with-conditions" : "direct", reasons }
 }
 
 /** What `measure` asks for, where there is room and something to measure. */
@@ -231,7 +244,9 @@ const measured = (directory: string, filesystem: Filesystem, verdict: IoVerdict)
   if (filesystem.available < 2 * measuredBytes) {
     return Effect.succeed(refused(`less than ${2 * measuredBytes} bytes are available to measure with`))
   }
-  if (verdict === "unsupported") return Effect.succeed(refused("there is no direct I/O to measure"))
+  if (verdict === "unsupported" || verdict === "buffered") {
+    return Effect.succeed(refused(`I/O here is ${verdict}: what could be measured is not the disk`))
+  }
   return Effect.match(measure(directory), {
     onFailure: (error) => refused(error.message),
     onSuccess: (measurement) => ({ measurement, unseen: [] })
@@ -269,11 +284,20 @@ export const inspect = (
     const { devices } = stack
 
     const { type } = looked.statfs
-    const findings = yield* probe({ directory, type, pagesType: upper?.type ?? type }, {
-      dirtiesBelow: devices.some(({ loopDirectIo }) => loopDirectIo === false),
+    // What the files lie on in the end: of an overlay, its upper directory's filesystem.
+    const [below, source] = upper?.mount === undefined
+      ? [filesystem.type, filesystem.source]
+      : [upper.mount.type, upper.mount.source]
+    // Below an overlay ZFS may hide, which has a cache of its own, where the kernel has it.
+    const maybeZfs = filesystem.type === "overlay" && /\tzfs$/m.test((yield* textOf("/proc/filesystems")) ?? "\tzfs")
+    const findings = yield* probe({ directory, type, pagesType: upper?.type ?? (maybeZfs ? 0 : type) }, {
+      // Where no device is seen there may be a loop device.
+      dirtiesBelow: devices.length === 0
+        ? stack.unseen.length > 0
+        : devices.some(({ kind, loopDirectIo }) => kind === "loop" && loopDirectIo !== true),
       poolCounts: yield* Effect.map(FileSystem.FileSystem, (files) =>
-        filesystem.type === "zfs" && filesystem.source !== null
-          ? Effect.provideService(poolCountsOf(filesystem.source), FileSystem.FileSystem, files)
+        below === "zfs" && source !== null && source !== undefined
+          ? Effect.provideService(poolCountsOf(source), FileSystem.FileSystem, files)
           : Effect.succeed(undefined))
     })
     const facts = {
@@ -281,10 +305,11 @@ export const inspect = (
       upper: upper?.mount,
       devices,
       devicesUnseen: stack.unseen,
+      loopFilesystems: yield* loopFilesystems(devices, mounts),
       findings,
-      zfs: filesystem.type === "zfs" ? yield* zfsFacts : undefined,
-      btrfsProfiles: filesystem.type === "btrfs" ? yield* btrfsProfiles(devices) : undefined,
-      lustreChecksums: filesystem.type === "lustre" ? yield* lustreChecksums : undefined
+      zfs: below === "zfs" ? yield* zfsFacts : undefined,
+      btrfsProfiles: below === "btrfs" ? yield* btrfsProfiles(devices) : undefined,
+      lustreChecksums: below === "lustre" ? yield* lustreChecksums : undefined
     }
     const conditions = decide(facts)
     const io = judgeIo(findings, filesystem, conditions)

@@ -19,7 +19,6 @@ import type { PageCache } from "../filesystems.js"
 import * as observe from "../observe.js"
 import { namePrefix } from "../temporaryFile.js"
 
-const page = AlignedBuffer.pageSize
 /** What one try moves: enough pages for a count of them to mean something, and more than any filesystem keeps inline. */
 const chunkBytes = 64 * 1024
 /** A write into a hole: so many pages that those that others dirty meanwhile do not drown them. */
@@ -88,40 +87,59 @@ interface Tools {
 
 const meanings: { readonly [code: string]: string } = {
   EROFS: "the filesystem is mounted read-only",
-  EACCES: "this user may not write here",
-  EPERM: "this user may not write here",
   ENOSPC: "the disk is full",
   EDQUOT: "the quota is used up",
   EFBIG: "the size limit of files (ulimit -f) is too low",
-  EMFILE: "this process has no file descriptor left",
-  ENOKEY: "the key of this encrypted directory is not there",
-  E126: "the key of this encrypted directory is not there",
+  EMFILE: "this process has no file descriptor left (ulimit -n)",
+  ENFILE: "the machine has no file descriptor left",
   EIO: "the disk failed: look at the kernel's log"
 }
 
-export const failureAt = (step: string) => (cause: SyscallError): ProbeFailure => ({
+/** What the same codes mean where a file is made; 126 is ENOKEY. */
+const meaningsAtCreation: { readonly [code: string]: string } = {
+  EACCES: "this user may not make files here",
+  EPERM: "files may not be made here",
+  ENOENT: "the directory is gone",
+  E126: "the key of this encrypted directory is not there"
+}
+
+export const failureAt = (step: string, special = meanings) => (cause: SyscallError): ProbeFailure => ({
   step,
   code: cause.code,
-  message: `${meanings[cause.code] ?? "the kernel refused"} (${cause.message})`
+  message: `${special[cause.code] ?? meanings[cause.code] ?? "the kernel refused"} (${cause.message})`
 })
 
-/** A new file without a name. */
-const create = (syscalls: Syscalls, directory: string): Effect.Effect<number, ProbeFailure, Scope.Scope> =>
-  Effect.acquireRelease(
-    Effect.gen(function*() {
-      const prefix = `${directory.replace(/\/+$/, "")}/${namePrefix}`
-      const { fd, path } = yield* Effect.mapError(
-        syscalls.mkostemp(prefix, syscalls.flags.O_CLOEXEC),
-        failureAt("create a file")
-      )
-      yield* syscalls.unlink(path).pipe(
-        Effect.tapError(() => Effect.ignore(syscalls.close(fd))),
-        Effect.mapError(failureAt("unlink the file"))
-      )
-      return fd
-    }),
+/** Filesystems and kernels without O_TMPFILE (`open(2)`). */
+const hasNoTmpfile = ({ errno }: SyscallError) =>
+  [errnos.EOPNOTSUPP, errnos.EISDIR, errnos.EINVAL, errnos.ENOSYS].some((number) => number === errno)
+
+/** A new file without a name: from the start where that can be, else it loses its name before anything is written. */
+const create = (syscalls: Syscalls, directory: string): Effect.Effect<number, ProbeFailure, Scope.Scope> => {
+  const { O_CLOEXEC, O_RDWR, O_TMPFILE } = syscalls.flags
+  const named = Effect.gen(function*() {
+    const prefix = `${directory.replace(/\/+$/, "")}/${namePrefix}`
+    const { fd, path } = yield* Effect.mapError(
+      syscalls.mkostemp(prefix, O_CLOEXEC),
+      failureAt("create a file", meaningsAtCreation)
+    )
+    yield* syscalls.unlink(path).pipe(
+      Effect.tapError(() => Effect.ignore(syscalls.close(fd))),
+      Effect.mapError((cause) => ({
+        step: "unlink the file",
+        code: cause.code,
+        message: `the empty file ${path} remains: remove it (${cause.message})`
+      }))
+    )
+    return fd
+  })
+  return Effect.acquireRelease(
+    Effect.catchAll(
+      syscalls.open(directory, O_TMPFILE | O_RDWR | O_CLOEXEC),
+      (cause) => hasNoTmpfile(cause) ? named : Effect.fail(failureAt("create a file", meaningsAtCreation)(cause))
+    ),
     (fd) => Effect.ignore(syscalls.close(fd))
   )
+}
 
 const isRefusal = ({ errno }: SyscallError) => errno === errnos.EINVAL || errno === errnos.EOPNOTSUPP
 
@@ -137,7 +155,7 @@ const openDirect = (
   Effect.gen(function*() {
     const { O_CLOEXEC, O_DIRECT, O_RDWR } = syscalls.flags
     const failed = <A, R>(effect: Effect.Effect<A, SyscallError, R>) =>
-      Effect.mapError(effect, failureAt("set O_DIRECT"))
+      Effect.mapError(effect, failureAt("set O_DIRECT", { ENOENT: "/proc is not mounted" }))
     const again = (flags: number) =>
       Effect.acquireRelease(
         syscalls.open(`/proc/self/fd/${plain}`, O_RDWR | O_CLOEXEC | flags),
@@ -167,6 +185,9 @@ type Attempt = Effect.Effect<Probe, ProbeFailure>
 const isUnheardOf = ({ errno }: SyscallError) =>
   [errnos.EINVAL, errnos.EOPNOTSUPP, errnos.ENOTTY, errnos.ENOSYS, errnos.EXDEV].some((number) => number === errno)
 
+/** What forbids one try, and not the others: a policy (seccomp, for example), or a flag of the file. */
+const isForbidden = ({ errno }: SyscallError) => errno === errnos.EPERM || errno === errnos.EACCES
+
 /** One try: `prepare` makes the range what it has to be; the map is taken before and after. */
 const attempt = (
   { syscalls }: Tools,
@@ -177,19 +198,25 @@ const attempt = (
   transfer: Effect.Effect<observe.Observation & Partial<Pick<Probe, "dirtied">>>
 ): Attempt => {
   const common = { id, file: kind, bytes: length }
-  const notTried = { path: "not tried", cached: null, mapped: null, dirtied: null } as const
+  const nothingSeen = { cached: null, mapped: null, dirtied: null, extentsBefore: null, extentsAfter: null }
+  const kinds = Effect.mapError(kindsIn(syscalls, plain, offset, length), failureAt("read the map of the file"))
   const run = Effect.gen(function*() {
-    const extentsBefore = yield* kindsIn(syscalls, plain, offset, length)
+    const extentsBefore = yield* kinds
     const { cached, dirtied = null, evidence, mapped, path, result } = yield* transfer
     if (Either.isLeft(result) && path !== "refused") return yield* Effect.fail(failureAt(`probe "${id}"`)(result.left))
-    const extentsAfter = yield* kindsIn(syscalls, plain, offset, length)
+    const extentsAfter = yield* kinds
     return { ...common, path, evidence, cached, mapped, dirtied, extentsBefore, extentsAfter }
   })
   return Effect.matchEffect(Effect.zipRight(prepare, syscalls.fdatasync(plain)), {
     onSuccess: () => run,
     onFailure: (cause): Attempt =>
-      isUnheardOf(cause)
-        ? Effect.succeed({ ...common, ...notTried, extentsBefore: null, extentsAfter: null, evidence: cause.message })
+      isUnheardOf(cause) || isForbidden(cause)
+        ? Effect.succeed({
+          ...common,
+          ...nothingSeen,
+          path: isForbidden(cause) ? "unknown" : "not tried",
+          evidence: cause.message
+        })
         : Effect.fail(failureAt(`prepare the probe "${id}"`)(cause))
   })
 }
@@ -208,12 +235,24 @@ const intoHole = (
 ): Effect.Effect<observe.Observation & Pick<Probe, "dirtied">> =>
   Effect.gen(function*() {
     const { bytes, dirtied, dirtiesBelow, syscalls } = tools
-    const pages = holeBytes / page
+    const pages = holeBytes / syscalls.pageSize
     const before = yield* dirtied
     const seen = yield* observe.observeWrite(syscalls, file, offset, bytes.subarray(0, holeBytes))
     const after = yield* dirtied
-    if (seen.path !== "direct" || before === undefined || after === undefined) return { ...seen, dirtied: null }
+    if (seen.path !== "direct") return { ...seen, dirtied: null }
+    if (before === undefined || after === undefined) {
+      return file.staysDirect ? { ...seen, dirtied: null } : {
+        ...seen,
+        dirtied: null,
+        path: "unknown",
+        evidence: `${seen.evidence}, but what was dirtied meanwhile cannot be counted (/proc/vmstat)`
+      }
+    }
     const count = after - before
+    if (pages <= unaccountedPages && !file.staysDirect) {
+      const evidence = `${seen.evidence}, but pages of ${syscalls.pageSize} bytes are too few to count what was dirtied`
+      return { ...seen, dirtied: count, path: "unknown", evidence }
+    }
     if (count < pages - unaccountedPages || file.staysDirect) return { ...seen, dirtied: count }
     if (dirtiesBelow && count < 2 * pages - unaccountedPages) {
       const evidence = `${seen.evidence}, but ${count} pages were dirtied, here or in the file of the loop device below`
@@ -234,6 +273,7 @@ const places = { written: at(1), unwritten: at(2), aligned: at(3), hole: at(4, h
 const tries = (tools: Tools, file: File): ReadonlyArray<Attempt> => {
   const { bytes, syscalls } = tools
   const { plain } = file
+  const page = syscalls.pageSize
   const chunk = bytes.subarray(0, chunkBytes)
   const write = (range: observe.Range, watched = range) =>
     observe.observeWrite(syscalls, file, range.offset, chunk, watched)
@@ -299,7 +339,7 @@ const tryInline = (tools: Tools, file: File, unit: number): Attempt => {
     "inline",
     { offset: 0, length: few.byteLength },
     syscalls.pwrite(plain, few, 0),
-    observe.observeWrite(syscalls, file, 0, bytes.subarray(0, unit), { offset: 0, length: page })
+    observe.observeWrite(syscalls, file, 0, bytes.subarray(0, unit), { offset: 0, length: syscalls.pageSize })
   )
 }
 
@@ -333,6 +373,7 @@ const findMultiples = (
   path: Probe["path"]
 ): Effect.Effect<Alignment["read"]> => {
   if (path !== "direct" && path !== "unknown") return Effect.succeed(null)
+  const page = syscalls.pageSize
   const transfer = (memory: number, offset: number, length: number) => {
     const buffer = bytes.subarray(memory, memory + chunkBytes + length)
     const start = places.aligned.offset + offset
@@ -363,10 +404,10 @@ const makeFile = ({ syscalls }: Tools, { directory, pagesType }: Place, kind: Pr
     const { fd, openFlag, setFlag } = yield* openDirect(syscalls, plain)
     const extents = ((inodeFlags ?? 0) & FS_EXTENT_FL) !== 0
     const staysDirect = pagesType === BTRFS || filesystemName(pagesType) === "xfs" || extents
-    const { directIo } = yield* Effect.mapError(syscalls.statx(fd ?? plain), failureAt("ask with statx"))
-    const pageCache = pageCacheOf(pagesType, directIo)
+    const statx = yield* Effect.mapError(syscalls.statx(fd ?? plain), failureAt("ask with statx"))
+    const pageCache = pageCacheOf(pagesType, statx)
     const file = fd === undefined ? undefined : { plain, fd, pageCache, kind, staysDirect }
-    return { plain, file, inodeFlags, nocow, setFlag, openFlag, statx: directIo }
+    return { plain, file, inodeFlags, nocow, setFlag, openFlag, statx: statx.directIo }
   })
 
 /** Large direct writes, then reads, and what a pool of ZFS counted; writes of less than a record would go through its ARC. */
@@ -412,7 +453,8 @@ const inspectFile = (
     findings.statx = statx
 
     yield* Effect.mapError(syscalls.pwrite(plain, bytes.subarray(0, chunkBytes), 0), failureAt("write to the file"))
-    findings.delayed = (yield* kindsIn(syscalls, plain, 0, chunkBytes))?.includes("delayed")
+    const kinds = yield* Effect.mapError(kindsIn(syscalls, plain, 0, chunkBytes), failureAt("read the map of the file"))
+    findings.delayed = kinds?.includes("delayed")
     yield* Effect.mapError(syscalls.ftruncate(plain, 0), failureAt("shorten the file"))
     if (file === undefined) return
 
@@ -428,7 +470,9 @@ const inspectFile = (
     const covered = bytes.subarray(0, chunkBytes + 2 * maxAlignment)
     yield* Effect.mapError(syscalls.pwrite(plain, covered, places.aligned.offset), failureAt("write to the file"))
     const write = yield* findMultiples(tools, file, "write", pathOf("written"))
-    findings.alignment = { write, read: yield* findMultiples(tools, file, "read", pathOf("read")) }
+    // Pages that buffered writes have left say nothing of a read.
+    const readPath = pathOf("written") === "buffered" && pathOf("read") === "unknown" ? "not tried" : pathOf("read")
+    findings.alignment = { write, read: yield* findMultiples(tools, file, "read", readPath) }
 
     findings.pool = yield* countInPool(tools, file)
 
@@ -436,7 +480,7 @@ const inspectFile = (
     const copy = yield* makeFile(tools, place, kind)
     if (copied.file !== undefined) yield* keep(tryShared(tools, copied.file, copy.plain))
     const small = yield* makeFile(tools, place, kind)
-    const unit = Math.max(write?.offset ?? page, write?.length ?? page)
+    const unit = Math.max(write?.offset ?? syscalls.pageSize, write?.length ?? syscalls.pageSize)
     if (small.file !== undefined) yield* keep(tryInline(tools, small.file, unit))
   })
 

@@ -86,6 +86,7 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
   const mmap = yield* declare("mmap", "int64_t", ["int64_t", "size_t", "int", "int", "int", "int64_t"])
   const mincore = yield* declare("mincore", "int", ["int64_t", "size_t", "void *"])
   const munmap = yield* declare("munmap", "int", ["int64_t", "size_t"])
+  const getpagesize = yield* declare("getpagesize", "int", [])
   const dlopen = yield* declare("dlopen", "int64_t", ["str", "int"])
 
   /** koffi keeps errno per thread: read at once after a call, or inside the callback of one. */
@@ -125,9 +126,14 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
       begin()
     })))
 
+  /** C would end a path at a NUL, and name another file: no file has that name. */
+  const onPath = (path: string, call: () => Effect.Effect<number>) =>
+    path.includes("\0") ? Effect.succeed(-errnos.ENOENT) : call()
+
   const kernel: Kernel = {
     flags: architecture.flags,
-    mkdir: (path, mode) => offThread(mkdir, [path, mode]),
+    pageSize: getpagesize(),
+    mkdir: (path, mode) => onPath(path, () => offThread(mkdir, [path, mode])),
     mkostemp: (prefix, flags, path) =>
       Effect.suspend(() => {
         // Joined, not normalised: ".." behind a symbolic link is not what it is by text.
@@ -142,7 +148,7 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
           }
         })
       }),
-    open: (path, flags) => offThread(open, [path, flags, 0]),
+    open: (path, flags) => onPath(path, () => offThread(open, [path, flags, 0o600])),
     fcntlGetFlags: (fd) => onThread(fcntl, fd, F_GETFL, 0),
     fcntlSetFlags: (fd, flags) => onThread(fcntl, fd, F_SETFL, flags),
     ioctlGetFlags: (fd, flags) =>
@@ -173,6 +179,7 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
               const mask = buffer.getUint32(0, true)
               out.value = {
                 mountId: (mask & STATX_MNT_ID) === 0 ? undefined : Number(buffer.getBigUint64(0x90, true)),
+                attributes: buffer.getUint32(0x8, true),
                 links: buffer.getUint32(0x10, true),
                 inode: buffer.getBigUint64(0x20, true),
                 size: Number(buffer.getBigUint64(0x28, true)),
@@ -265,8 +272,19 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
       }),
     munmap: (address, length) => offThread(munmap, [address, length]),
     dlopen: (library) =>
-      // What went wrong, dlerror tells the thread that called, and no other.
-      Effect.map(offThread(dlopen, [library, RTLD_LAZY]), (handle) => (handle === 0 ? -errnos.ELIBACC : 0))
+      Effect.suspend(() => {
+        // What went wrong, dlerror tells the thread that called, and no other; errno tells what ran out.
+        let ranOut: number = errnos.ELIBACC
+        return Effect.map(
+          offThread(dlopen, [library, RTLD_LAZY], {
+            done: () => {
+              const errno = koffi.errno()
+              if (errno === errnos.EMFILE || errno === errnos.ENFILE || errno === errnos.ENOMEM) ranOut = errno
+            }
+          }),
+          (handle) => handle === 0 ? -ranOut : 0
+        )
+      })
   }
   return kernel
 })

@@ -33,7 +33,8 @@ const architectures: { readonly [arch: string]: Architecture } = {
       O_NOFOLLOW: 0x2_0000,
       O_DIRECTORY: 0x1_0000,
       O_PATH: 0x20_0000,
-      O_NONBLOCK: 0x800
+      O_NONBLOCK: 0x800,
+      O_TMPFILE: 0x41_0000
     },
     statx: 332,
     aio: { io_setup: 206, io_destroy: 207, io_getevents: 208, io_submit: 209 }
@@ -46,7 +47,8 @@ const architectures: { readonly [arch: string]: Architecture } = {
       O_NOFOLLOW: 0x8000,
       O_DIRECTORY: 0x4000,
       O_PATH: 0x20_0000,
-      O_NONBLOCK: 0x800
+      O_NONBLOCK: 0x800,
+      O_TMPFILE: 0x40_4000
     },
     statx: 291,
     aio: { io_setup: 0, io_destroy: 1, io_getevents: 4, io_submit: 2 }
