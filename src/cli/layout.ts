@@ -25,9 +25,22 @@ const colours = new RegExp(`${escape}\\[[\\d;]*m`, "g")
 /** Takes out colours, and no other sequence: what else looks like one may be part of a file's name. */
 export const withoutColours = (text: string): string => text.replace(colours, "")
 
+/** Control and format characters (of direction, of no width) and the separators that some take for ends of lines. */
+const unprintable = /[\p{Cc}\p{Cf}\u2028\u2029]/gu
+
 /** Names of files are shown with their control characters, not controlled by them. */
 export const printable = (text: string): string =>
-  text.replace(/\p{Cc}/gu, (character) => `\\x${character.charCodeAt(0).toString(16).padStart(2, "0")}`)
+  text.replace(unprintable, (character) => {
+    const code = (character.codePointAt(0) ?? 0).toString(16)
+    return code.length > 2 ? `\\u{${code}}` : `\\x${code.padStart(2, "0")}`
+  })
+
+export const printableLines = (text: string): string => text.split("\n").map(printable).join("\n")
+
+/** For who quotes names as they are, between colours of its own. */
+export const printableButColours = (text: string): string =>
+  text.split(new RegExp(`(${colours.source})`)).map((part, index) => index % 2 === 0 ? printableLines(part) : part)
+    .join("")
 
 export const span = (text: string, ...styles: ReadonlyArray<Style>): Span => ({ text: printable(text), styles })
 

@@ -14,6 +14,7 @@ import { readFileSync } from "node:fs"
 import * as ProcessRuntime from "../ProcessRuntime.js"
 import { bench } from "./bench/command.js"
 import { doctor, NoReport } from "./doctor/command.js"
+import { printableLines } from "./layout.js"
 import * as terminal from "./terminal.js"
 
 /** As deep below the root of the package from `src/cli` as from `dist/cli`. */
@@ -34,8 +35,8 @@ const footer = HelpDoc.sequence(
     HelpDoc.p("1: bench refuses or fails; doctor: direct-with-conditions, buffered or unknown"),
     HelpDoc.p("2: doctor: unsupported"),
     HelpDoc.p("64: wrong arguments"),
-    HelpDoc.p("70: no report could be made, or a defect of this program"),
-    HelpDoc.p("128 + n: ended by signal n")
+    HelpDoc.p("70: no report could be made or written, or a defect of this program"),
+    HelpDoc.p("128 + n: ended by signal n; 141 also where nobody reads the output any more")
   ])
 )
 
@@ -53,9 +54,11 @@ const exitCode = (cause: Cause.Cause<unknown>): number =>
     onSome: (error) => ValidationError.isValidationError(error) ? 64 : error instanceof NoReport ? 70 : 1
   })
 
-run(process.argv).pipe(
+Effect.zipRight(terminal.endWithStreams, run(process.argv)).pipe(
   // What is wrong with the arguments has been printed by the parser.
-  Effect.tapError((error) => ValidationError.isValidationError(error) ? Effect.void : Console.error(error.message)),
+  Effect.tapError((error) =>
+    ValidationError.isValidationError(error) ? Effect.void : Console.error(printableLines(error.message))
+  ),
   Effect.tapDefect((defect) => Console.error(Cause.pretty(defect))),
   terminal.withColoursWhereTheyBelong,
   Effect.provide([NodeContext.layer, terminal.loggerLayer]),

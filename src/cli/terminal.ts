@@ -4,7 +4,7 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
-import { withoutColours } from "./layout.js"
+import { printableButColours, withoutColours } from "./layout.js"
 
 interface Stream {
   readonly isTTY: boolean
@@ -24,6 +24,9 @@ export const width: Effect.Effect<number> = Effect.sync(() => Math.max(40, proce
 
 const without = (value: unknown): unknown => typeof value === "string" ? withoutColours(value) : value
 
+/** The parser quotes arguments as they are. */
+const shown = (value: unknown): unknown => typeof value === "string" ? printableButColours(value) : value
+
 /** The parser colours its help and its complaints wherever they go. */
 export const withColoursWhereTheyBelong = <A, E, R>(effect: Effect.Effect<A, E, R>): Effect.Effect<A, E, R> =>
   Effect.gen(function*() {
@@ -32,9 +35,34 @@ export const withColoursWhereTheyBelong = <A, E, R>(effect: Effect.Effect<A, E, 
     return yield* Effect.withConsole(effect, {
       ...console,
       log: (...values) => console.log(...(coloured.out ? values : values.map(without))),
-      error: (...values) => console.error(...(coloured.complaints ? values : values.map(without)))
+      error: (...values) => console.error(...(coloured.complaints ? values : values.map(without)).map(shown))
     })
   })
+
+/** SIGPIPE, which Node ignores (`signal(7)`), and EX_SOFTWARE of sysexits.h. */
+const exitCodes = { noReader: 128 + 13, notWritten: 70 }
+
+/**
+ * The program ends at once where nobody reads what it prints any more, silently as others do by SIGPIPE, and where what it prints
+ * cannot be written. After SIGHUP it does not: the terminal is gone, and `ProcessRuntime.runMain` lets the release finish.
+ */
+export const endWithStreams: Effect.Effect<void> = Effect.sync(() => {
+  const end = ({ code, message }: NodeJS.ErrnoException) => {
+    if (code === "EPIPE") process.exit(exitCodes.noReader)
+    process.stderr.write(`Standard output cannot be written: ${message}\n`)
+    process.exit(exitCodes.notWritten)
+  }
+  const complain = ({ code }: NodeJS.ErrnoException) =>
+    process.exit(code === "EPIPE" ? exitCodes.noReader : exitCodes.notWritten)
+  process.stdout.on("error", end)
+  process.stderr.on("error", complain)
+  process.once("SIGHUP", () => {
+    process.stdout.off("error", end)
+    process.stderr.off("error", complain)
+    // Without this listener the signal would have killed.
+    if (process.listenerCount("SIGHUP") === 0) process.kill(process.pid, "SIGHUP")
+  })
+})
 
 /** Logs go to standard error: standard output is what was asked for. */
 export const loggerLayer: Layer.Layer<never> = Layer.unwrapEffect(

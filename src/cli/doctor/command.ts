@@ -15,6 +15,7 @@ import * as DirectIo from "../../DirectIo.js"
 import * as DiskStorageConfig from "../../DiskStorageConfig.js"
 import * as Linux from "../../Linux.js"
 import * as Progress from "../bench/progress.js"
+import { printable } from "../layout.js"
 import * as terminal from "../terminal.js"
 import { text } from "./text.js"
 
@@ -22,7 +23,7 @@ import { text } from "./text.js"
 export class NoReport extends Data.TaggedError("NoReport")<{ readonly cause: { readonly message: string } }> {
   override get message(): string {
     // The message of an error about a variable does not name the variable.
-    return ConfigError.isConfigError(this.cause) ? String(this.cause) : this.cause.message
+    return printable(ConfigError.isConfigError(this.cause) ? String(this.cause) : this.cause.message)
   }
 }
 
@@ -69,7 +70,7 @@ const inspect = (asked: Asked) =>
     const directory = resolve(
       yield* Option.match(asked.directory, { onNone: () => DiskStorageConfig.directory, onSome: Effect.succeed })
     )
-    yield* progress.status(asked.measure ? `measuring in ${directory} …` : `looking at ${directory} …`)
+    yield* progress.status(`${asked.measure ? "measuring in" : "looking at"} ${printable(directory)} …`)
     return yield* DirectIo.inspect(directory, { measure: asked.measure })
   }).pipe(
     Effect.provide([Linux.layer, Progress.layer]),
