@@ -204,7 +204,11 @@ const judgeIo = (
   if (written === undefined || read === undefined) {
     return {
       verdict: "unknown",
-      reasons: [failure === null ? "no I/O could be tried" : `${failure.step}: ${failure.message}`, said]
+      // Without a file statx was not asked.
+      reasons: [
+        failure === null ? "no I/O could be tried" : `${failure.step}: ${failure.message}`,
+        ...(setFlag === null ? [] : [said])
+      ]
     }
   }
   const whose = kind === "nocow" ? " of a NOCOW file, as DiskStorage makes them" : ""

@@ -99,7 +99,7 @@ const meanings: { readonly [code: string]: string } = {
 const meaningsAtCreation: { readonly [code: string]: string } = {
   EACCES: "this user may not make files here",
   EPERM: "files may not be made here",
-  ENOENT: "the directory is gone",
+  ENOENT: "the directory is gone, or its filesystem takes no files",
   E126: "the key of this encrypted directory is not there"
 }
 
