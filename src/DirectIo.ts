@@ -42,7 +42,7 @@ export type IoVerdict = typeof IoVerdict.Type
  *
  * - `nvidia-fs`: the DMA goes between storage and GPU memory, through the module nvidia-fs.
  * - `p2pdma`: the same through the kernel's PCI peer-to-peer DMA, without that module.
- * - `compat`: cuFile works, by copying through CPU memory.
+ * - `compat`: cuFile works, by copying through CPU memory as far as is known; the reasons name what is not.
  * - `unavailable`: cuFile does not work here.
  *
  * @since 0.1.0

@@ -62,7 +62,7 @@ const meaningOfGpu: Readonly<Record<GpuVerdict, Meaning>> = {
     says: "data goes directly between storage and GPU memory, through the kernel's PCI peer-to-peer DMA",
     style: green
   },
-  "compat": { says: "cuFile works, by copying through CPU memory", style: yellow },
+  "compat": { says: "cuFile works, by copying through CPU memory as far as is known", style: yellow },
   "unavailable": { says: "cuFile does not work here", style: dim }
 }
 
