@@ -321,7 +321,10 @@ export const inspect = (
     const kernelRelease = yield* textOf("/proc/sys/kernel/osrelease")
     const configuration = yield* readCuFileConfiguration
     const library = yield* Effect.match(syscalls.dlopen("libcufile.so.0"), {
-      onFailure: () => ({ loads: false, reason: "the loader does not find it, or a library that it needs" }),
+      onFailure: ({ code, message }) =>
+        code === "ELIBACC"
+          ? { loads: false, reason: "the loader does not find it, or a library that it needs" }
+          : { loads: null, reason: message },
       onSuccess: () => ({ loads: true, reason: null })
     })
     const gpu = yield* gpuFacts(library, configuration)
