@@ -41,6 +41,7 @@ echo '{ "private": true }' >"$app/package.json"
   npx --no-install effect-disk-storage --version
   npx --no-install effect-disk-storage bench --help >help
   grep -q -e --block-size help
+  npx --no-install effect-disk-storage doctor . || (( $? <= 2 ))
   # Loads koffi, from where the bundle finds it.
   npx --no-install effect-disk-storage bench --target memory --size 1M --rounds 1 --millis 10 --without-fio
 )
@@ -55,7 +56,7 @@ echo "== import"
 user=$temp/user
 mkdir -p "$user/node_modules/effect-disk-storage"
 tar -xzf "$tarball" -C "$user/node_modules/effect-disk-storage" --strip-components 1
-for dependency in effect @effect koffi; do
+for dependency in effect @effect koffi @humanwhocodes; do
   ln -s "$root/node_modules/$dependency" "$user/node_modules/$dependency"
 done
 cd "$user"
