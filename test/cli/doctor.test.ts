@@ -376,13 +376,13 @@ describe("the command doctor", { timeout: 120_000 }, () => {
         [["docter"], /Invalid subcommand/],
         [["bench", "--rounds", "0"], /--rounds 0 is not a whole number/]
       ] as const
-      for (const [args, expected] of wrong) {
-        const { code, complaint, out } = yield* command(args)
-        assert.strictEqual(code, 64, args.join(" "))
-        assert.match(complaint, expected)
-        assert.strictEqual(out, "")
-        assert.notInclude(complaint, escape)
-      }
+      yield* Effect.forEach(wrong, ([args, expected]) =>
+        Effect.map(command(args), ({ code, complaint, out }) => {
+          assert.strictEqual(code, 64, args.join(" "))
+          assert.match(complaint, expected)
+          assert.strictEqual(out, "")
+          assert.notInclude(complaint, escape)
+        }), { concurrency: 2, discard: true })
     }))
 
   it.live("ends with 70 where no report can be made, and says why", () =>

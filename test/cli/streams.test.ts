@@ -85,12 +85,12 @@ describe("names that control a terminal", { timeout: 120_000 }, () => {
         [["doctor", "/tmp", title], 64],
         [["bench", "--json", `/missing/${title}`], 1]
       ] as const
-      for (const [args, expected] of cases) {
-        const { code, complaint } = yield* run(process.execPath, [...main, ...args])
-        assert.strictEqual(code, expected, complaint)
-        assert.include(complaint, "x\\x1b]0;pwned\\x07")
-        assert.notInclude(complaint, escape)
-      }
+      yield* Effect.forEach(cases, ([args, expected]) =>
+        Effect.map(run(process.execPath, [...main, ...args]), ({ code, complaint }) => {
+          assert.strictEqual(code, expected, complaint)
+          assert.include(complaint, "x\\x1b]0;pwned\\x07")
+          assert.notInclude(complaint, escape)
+        }), { concurrency: 2, discard: true })
     }))
 
   it.live("are shown in what a terminal sees while it waits", () =>
