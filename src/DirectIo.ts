@@ -362,8 +362,8 @@ export type DirectIoReport = typeof DirectIoReport.Type
  */
 export interface InspectOptions {
   /**
-   * Time reads, first writes and rewrites, too: five rounds over a file of 64 MiB, which the directory must have room for twice. Default
-   * false.
+   * Time reads, first writes and rewrites, too: five rounds over a file of 64 MiB, which the directory must have room for twice. Not
+   * done, and said in `unseen`, where that room is missing or I/O is buffered or unsupported. Default false.
    */
   readonly measure?: boolean | undefined
 }

@@ -390,18 +390,20 @@ describe("filesystems of one machine", () => {
   ])
 })
 
+/** Rows that the devices below a local filesystem decide. */
+const rowsOfDevices = [
+  "metadata-with-data",
+  "storage-tiers",
+  "loop-page-cache",
+  "checksums",
+  "compression",
+  "deduplication",
+  "encryption",
+  "parity",
+  "synchronous-replication"
+]
+
 describe("devices below ext4", () => {
-  const rowsOfDevices = [
-    "metadata-with-data",
-    "storage-tiers",
-    "loop-page-cache",
-    "checksums",
-    "compression",
-    "deduplication",
-    "encryption",
-    "parity",
-    "synchronous-replication"
-  ]
   const none = all(rowsOfDevices, "no")
   const nvme: Tree = { ...disks.nvme(0), ...disks.nvme(1) }
   const both = [disks.nvmePath(0), disks.nvmePath(1)] as const
@@ -680,17 +682,7 @@ describe("what is not known is not denied", () => {
   it("devices that cannot be seen", () => {
     check(
       facts("ext4", { devicesUnseen: unseen }),
-      all([
-        "metadata-with-data",
-        "storage-tiers",
-        "loop-page-cache",
-        "checksums",
-        "compression",
-        "deduplication",
-        "encryption",
-        "parity",
-        "synchronous-replication"
-      ], "unknown")
+      all(rowsOfDevices, "unknown")
     )
   })
 

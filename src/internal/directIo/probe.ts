@@ -1,6 +1,6 @@
 /**
- * The probe: a small file of its own, unlinked before a byte is written, and every kind of I/O on it with O_DIRECT, each judged by
- * what the page cache and the map of the file are afterwards.
+ * The probe: small files of its own, without a name before a byte is written, and every kind of I/O on them with O_DIRECT, each judged
+ * by what the page cache and the map of the file are afterwards.
  */
 import * as FileSystem from "@effect/platform/FileSystem"
 import * as Effect from "effect/Effect"
