@@ -9,6 +9,9 @@ import { errnos, SyscallError } from "./Syscalls.js"
 
 const id = <const Name extends string>(name: Name) => `effect-disk-storage/${name}` as const
 
+/** Sixteen hexadecimal digits, as hashes are written in logs. */
+const formatHash = (hash: bigint) => hash.toString(16).padStart(16, "0")
+
 const disableDirectIo =
   "set DYN_KVBM_DISK_DISABLE_O_DIRECT=true (option directIo: \"disabled\") to use buffered I/O instead"
 
@@ -473,6 +476,105 @@ export class BudgetExceeded extends Schema.TaggedError<BudgetExceeded>(id("Budge
 }
 
 /**
+ * A block that no store can take or give: its hash is no unsigned 64-bit integer, its memory has another length than the blocks of
+ * the store, or its priority is out of range. Nothing was transferred.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class InvalidBlock extends Schema.TaggedError<InvalidBlock>(id("InvalidBlock"))(
+  "InvalidBlock",
+  { hash: Schema.BigInt, what: Schema.Literal("hash", "length", "priority"), expected: Schema.String }
+) {
+  override get message(): string {
+    return `The ${this.what} of block ${formatHash(this.hash)} is not accepted: it takes ${this.expected}.`
+  }
+}
+
+/**
+ * No block is stored under that hash (any more): it was never offloaded, evicted, removed, dropped because it could not be read,
+ * or its storage was taken out.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class BlockNotFound extends Schema.TaggedError<BlockNotFound>(id("BlockNotFound"))(
+  "BlockNotFound",
+  { hash: Schema.BigInt }
+) {
+  override get message(): string {
+    return `No block is stored under ${formatHash(this.hash)}. Compute it, and offload it for the next time.`
+  }
+}
+
+/**
+ * What was read is not what was written under that hash: its checksum differs. The block was dropped; what is in the buffer is
+ * worthless.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class BlockCorrupted extends Schema.TaggedError<BlockCorrupted>(id("BlockCorrupted"))(
+  "BlockCorrupted",
+  { hash: Schema.BigInt, path: Schema.String, offset: Schema.Number, checksum: Schema.String }
+) {
+  override get message(): string {
+    return `Block ${
+      formatHash(this.hash)
+    } at offset ${this.offset} of ${this.path} does not have its ${this.checksum} checksum any more. It was dropped: compute it again, and look at the disk.`
+  }
+}
+
+/**
+ * There is no slot for a block, and none to be made: what is not pinned or in flight has a higher priority. Nothing was written.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class StoreFull extends Schema.TaggedError<StoreFull>(id("StoreFull"))(
+  "StoreFull",
+  { hash: Schema.BigInt, capacity: Schema.Number, pinned: Schema.Number, priority: Schema.Number }
+) {
+  override get message(): string {
+    return `No room for block ${
+      formatHash(this.hash)
+    } of priority ${this.priority}: of ${this.capacity} blocks ${this.pinned} are pinned, and the rest is in flight or has a higher priority. End leases, or use a larger storage.`
+  }
+}
+
+/**
+ * Every storage of the store was taken out because it failed. Lookups find nothing; a cache can go on without.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class NoStorageLeft extends Schema.TaggedError<NoStorageLeft>(id("NoStorageLeft"))(
+  "NoStorageLeft",
+  { paths: Schema.Array(Schema.String) }
+) {
+  override get message(): string {
+    return `Every storage of the block store has failed (${
+      this.paths.join(", ")
+    }). Look at the kernel's log, and make a new store on a disk that works.`
+  }
+}
+
+/**
+ * The block store was released.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class StoreClosed extends Schema.TaggedError<StoreClosed>(id("StoreClosed"))(
+  "StoreClosed",
+  {}
+) {
+  override get message(): string {
+    return "The block store is released. Keep its Scope open for as long as it is used."
+  }
+}
+
+/**
  * What `DiskStorage.make` fails with.
  *
  * @since 0.1.0
@@ -516,6 +618,22 @@ export type TransferError = OperationError | OutOfBounds | Misaligned
 export type BytesError = StorageClosed | OutOfBounds | BufferUnavailable | IoFailed | IoStalled
 
 /**
+ * What becomes of a block that was not offloaded.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export type OffloadError = InvalidBlock | StoreFull | NoStorageLeft | StoreClosed | TransferError
+
+/**
+ * What becomes of a block that was not onboarded.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export type OnboardError = InvalidBlock | BlockNotFound | BlockCorrupted | StoreClosed | TransferError
+
+/**
  * Every error of this module.
  *
  * @since 0.1.0
@@ -532,6 +650,8 @@ export type DiskStorageError =
   | DuplicateKey
   | ReleaseFailed
   | BudgetExceeded
+  | OffloadError
+  | OnboardError
 
 const classes = [
   InvalidOption,
@@ -558,7 +678,13 @@ const classes = [
   UnlinkFailed,
   DuplicateKey,
   ReleaseFailed,
-  BudgetExceeded
+  BudgetExceeded,
+  InvalidBlock,
+  BlockNotFound,
+  BlockCorrupted,
+  StoreFull,
+  NoStorageLeft,
+  StoreClosed
 ]
 
 /**

@@ -81,15 +81,15 @@ export interface Completion {
 }
 
 /**
- * What became of each operation of a batch, in the order of the batch: bytes transferred, or why not.
+ * What became of each operation of a batch, in the order of the batch: what it gave (bytes transferred), or why it failed.
  *
  * @since 0.1.0
  * @category models
  */
-export interface Results<out E = OperationError> {
+export interface Results<out E = OperationError, out A = number> {
   readonly length: number
-  readonly get: (index: number) => Either.Either<number, E>
-  /** Empty when everything was transferred. */
+  readonly get: (index: number) => Either.Either<A, E>
+  /** Empty when everything succeeded. */
   readonly failures: ReadonlyArray<{ readonly index: number; readonly error: E }>
 }
 
