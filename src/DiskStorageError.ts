@@ -575,6 +575,63 @@ export class StoreClosed extends Schema.TaggedError<StoreClosed>(id("StoreClosed
 }
 
 /**
+ * A block layout with a size above 2^53 − 1, the largest whole number that is exact here. `bytes` is that size, rounded.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class LayoutOverflow extends Schema.TaggedError<LayoutOverflow>(id("LayoutOverflow"))(
+  "LayoutOverflow",
+  {
+    quantity: Schema.Literal(
+      "regionBytes",
+      "layerBytes",
+      "blockBytes",
+      "blockStride",
+      "blockPaddedBytes",
+      "totalBytes"
+    ),
+    bytes: Schema.Number
+  }
+) {
+  override get message(): string {
+    return `The ${this.quantity} of the layout would be about ${this.bytes}, more than ${Number.MAX_SAFE_INTEGER}. Use fewer blocks, or correct the shape.`
+  }
+}
+
+/**
+ * The capacity holds not even one block of that shape. All in bytes.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class LayoutDoesNotFit extends Schema.TaggedError<LayoutDoesNotFit>(id("LayoutDoesNotFit"))(
+  "LayoutDoesNotFit",
+  { needed: Schema.Number, available: Schema.Number }
+) {
+  override get message(): string {
+    return `One block takes ${this.needed} bytes with its padding, and there are ${this.available}. Use a larger capacity, fewer tokens per block, or a smaller alignment.`
+  }
+}
+
+/**
+ * A layout has no block, layer or outer index (K or V) of that number. Indices count from 0.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class IndexOutOfBounds extends Schema.TaggedError<IndexOutOfBounds>(id("IndexOutOfBounds"))(
+  "IndexOutOfBounds",
+  { what: Schema.Literal("block", "layer", "outer"), index: Schema.Number, count: Schema.Number }
+) {
+  override get message(): string {
+    return `The ${this.what} index ${this.index} is not of this layout. It takes whole numbers from 0 to ${
+      this.count - 1
+    }.`
+  }
+}
+
+/**
  * What `DiskStorage.make` fails with.
  *
  * @since 0.1.0
@@ -618,6 +675,14 @@ export type TransferError = OperationError | OutOfBounds | Misaligned
 export type BytesError = StorageClosed | OutOfBounds | BufferUnavailable | IoFailed | IoStalled
 
 /**
+ * What a block layout is not made with.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export type LayoutError = InvalidOption | LayoutOverflow
+
+/**
  * What becomes of a block that was not offloaded.
  *
  * @since 0.1.0
@@ -650,6 +715,9 @@ export type DiskStorageError =
   | DuplicateKey
   | ReleaseFailed
   | BudgetExceeded
+  | LayoutOverflow
+  | LayoutDoesNotFit
+  | IndexOutOfBounds
   | OffloadError
   | OnboardError
 
@@ -679,6 +747,9 @@ const classes = [
   DuplicateKey,
   ReleaseFailed,
   BudgetExceeded,
+  LayoutOverflow,
+  LayoutDoesNotFit,
+  IndexOutOfBounds,
   InvalidBlock,
   BlockNotFound,
   BlockCorrupted,

@@ -58,7 +58,10 @@ const samples = [
     }),
     "close: fallocate of fd 7 failed with ENOSPC (errno 28); registration a: b"
   ],
-  [Errors.BudgetExceeded, new Errors.BudgetExceeded({ requested: 3, available: 2, budget: 4 }), "budget of 4"]
+  [Errors.BudgetExceeded, new Errors.BudgetExceeded({ requested: 3, available: 2, budget: 4 }), "budget of 4"],
+  [Errors.LayoutOverflow, new Errors.LayoutOverflow({ quantity: "totalBytes", bytes: 1e16 }), "The totalBytes"],
+  [Errors.LayoutDoesNotFit, new Errors.LayoutDoesNotFit({ needed: 4096, available: 77 }), "there are 77"],
+  [Errors.IndexOutOfBounds, new Errors.IndexOutOfBounds({ what: "layer", index: 32, count: 32 }), "from 0 to 31"]
 ] as const
 
 describe("errors", () => {
