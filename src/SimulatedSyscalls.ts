@@ -96,6 +96,8 @@ export interface JournalEntry {
   readonly call: number
   readonly syscall: SyscallName
   readonly path?: string | undefined
+  /** Where `path` was renamed to. */
+  readonly to?: string | undefined
   readonly fd?: number | undefined
   readonly offset?: number | undefined
   readonly length?: number | undefined

@@ -57,6 +57,7 @@ export const errnos = {
   EPIPE: 32,
   ENAMETOOLONG: 36,
   ENOSYS: 38,
+  ENOTEMPTY: 39,
   ELOOP: 40,
   EOVERFLOW: 75,
   ELIBACC: 79,
@@ -190,6 +191,28 @@ export const errnosBySyscall = {
     "EROFS",
     "ESTALE"
   ],
+  rename: [
+    "EACCES",
+    "EBUSY",
+    "EDQUOT",
+    "EEXIST",
+    "EFAULT",
+    "EINVAL",
+    "EIO",
+    "EISDIR",
+    "ELOOP",
+    "EMLINK",
+    "ENAMETOOLONG",
+    "ENOENT",
+    "ENOMEM",
+    "ENOSPC",
+    "ENOTDIR",
+    "ENOTEMPTY",
+    "EPERM",
+    "EROFS",
+    "ESTALE",
+    "EXDEV"
+  ],
   close: ["EBADF", "EDQUOT", "EINTR", "EIO", "ENOSPC"],
   fadvise: ["EBADF", "EINVAL", "ESPIPE"],
   cachestat: ["EBADF", "EFAULT", "EINVAL", "ENOSYS", "EOPNOTSUPP", "EPERM"],
@@ -251,6 +274,8 @@ export interface Statx {
   readonly deviceMinor: number
   readonly inode: bigint
   readonly links: number
+  /** `st_mode`: the kind of the file (`S_IFMT`) and its permissions. */
+  readonly mode: number
   /** bytes */
   readonly size: number
   /** bytes that the file holds on the disk: `stx_blocks` × 512 */
@@ -333,6 +358,20 @@ export interface OpenFlags {
 export const FS_NOCOW_FL = 0x0080_0000
 
 /**
+ * The bits of a mode that say what kind of file it is, and those of a regular file (`uapi/linux/stat.h`).
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export const S_IFMT = 0o170_000
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export const S_IFREG = 0o100_000
+
+/**
  * `STATX_ATTR_DAX` of `uapi/linux/stat.h`: the file is memory itself, read and written by the CPU.
  *
  * @since 0.1.0
@@ -398,6 +437,8 @@ export interface Syscalls {
   readonly statx: (fd: number) => Effect.Effect<Statx, SyscallError>
   readonly fstatfs: (fd: number) => Effect.Effect<Statfs, SyscallError>
   readonly unlink: (path: string) => Effect.Effect<void, SyscallError>
+  /** Gives a file another name of the same filesystem. What has that name is replaced in one step, and unlinked. */
+  readonly rename: (from: string, to: string) => Effect.Effect<void, SyscallError>
   readonly close: (fd: number) => Effect.Effect<void, SyscallError>
   readonly fadvise: (fd: number, offset: number, length: number, advice: number) => Effect.Effect<void, SyscallError>
   /** Linux 6.5 and later. */
@@ -470,6 +511,7 @@ export const layerNoop = (calls: Partial<Omit<Syscalls, TypeId>>): Layer.Layer<S
     statx: notImplemented("statx"),
     fstatfs: notImplemented("fstatfs"),
     unlink: notImplemented("unlink"),
+    rename: notImplemented("rename"),
     close: notImplemented("close"),
     fadvise: notImplemented("fadvise"),
     cachestat: notImplemented("cachestat"),

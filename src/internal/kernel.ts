@@ -28,6 +28,7 @@ export interface Kernel {
   readonly statx: (fd: number, out: Out<Statx>) => Effect.Effect<number>
   readonly fstatfs: (fd: number, out: Out<Statfs>) => Effect.Effect<number>
   readonly unlink: (path: string) => Effect.Effect<number>
+  readonly rename: (from: string, to: string) => Effect.Effect<number>
   readonly close: (fd: number) => Effect.Effect<number>
   readonly fadvise: (fd: number, offset: number, length: number, advice: number) => Effect.Effect<number>
   readonly cachestat: (fd: number, offset: number, length: number, out: Out<CacheStat>) => Effect.Effect<number>
@@ -111,6 +112,7 @@ export const fromKernel = (kernel: Kernel): Syscalls => ({
   statx: (fd) => Effect.map(callOut<Statx>("statx", { fd }, (out) => kernel.statx(fd, out)), (out) => out.value),
   fstatfs: (fd) => Effect.map(callOut<Statfs>("fstatfs", { fd }, (out) => kernel.fstatfs(fd, out)), (out) => out.value),
   unlink: (path) => Effect.asVoid(call("unlink", { path }, kernel.unlink(path))),
+  rename: (from, to) => Effect.asVoid(call("rename", { path: from }, kernel.rename(from, to))),
   close: (fd) => Effect.asVoid(call("close", { fd }, kernel.close(fd), 0)),
   fadvise: (fd, offset, length, advice) =>
     Effect.asVoid(call("fadvise", { fd }, kernel.fadvise(fd, offset, length, advice))),

@@ -6,7 +6,7 @@ import * as FiberId from "effect/FiberId"
 import { Buffer } from "node:buffer"
 import type { Fault, JournalEntry, Leaks, Profile, SimulatedKernel, SimulatedOptions } from "../SimulatedSyscalls.js"
 import type { ErrnoCode, OpenFlags, Statx, SyscallName } from "../Syscalls.js"
-import { errnos, FS_NOCOW_FL, POSIX_FADV_DONTNEED } from "../Syscalls.js"
+import { errnos, FS_NOCOW_FL, POSIX_FADV_DONTNEED, S_IFREG } from "../Syscalls.js"
 import type { Kernel } from "./kernel.js"
 import type { Transfer } from "./simulatedDevice.js"
 import { addressAlignment } from "./slab.js"
@@ -134,6 +134,9 @@ const flags: OpenFlags = {
 const O_ACCMODE = 0x3
 const O_WRONLY = 0x1
 
+const regularMode = S_IFREG | 0o600
+const directoryMode = 0o040_700
+
 // uapi/linux/fiemap.h
 const FIEMAP_EXTENT_LAST = 0x1
 const FIEMAP_EXTENT_UNWRITTEN = 0x800
@@ -149,6 +152,7 @@ const zeros = Buffer.alloc(blockBytes)
 
 interface File {
   readonly inode: bigint
+  readonly mode: number
   /** Allocated blocks by number; `undefined` reads as zeros. */
   readonly blocks: Map<number, Uint8Array | undefined>
   /** Those of them that were written. */
@@ -214,8 +218,9 @@ export const make = (
     return { path: at }
   }
 
-  const newFile = (): File => ({
+  const newFile = (mode = regularMode): File => ({
     inode: nextInode++,
+    mode,
     blocks: new Map(),
     written: new Set(),
     cached: new Set(),
@@ -366,7 +371,7 @@ export const make = (
   /** One call: `run` answers it, given the most bytes that it may move. */
   const perform = (
     syscall: SyscallName,
-    details: Pick<JournalEntry, "path" | "fd" | "offset" | "length" | "memory">,
+    details: Pick<JournalEntry, "path" | "to" | "fd" | "offset" | "length" | "memory">,
     run: (most: number) => Answer
   ): Effect.Effect<number> =>
     Effect.suspend(() => {
@@ -415,6 +420,39 @@ export const make = (
     return openFile(file, openFlags | flags.O_RDWR)
   }
 
+  const isBelow = (path: string, directory: string) => path.startsWith(`${directory}/`)
+
+  /** In the order in which the kernel looks: the two directories, then the two names, then what they name. */
+  const rename = (from: string, to: string): Answer => {
+    const source = lookup(from)
+    if (typeof source === "string") return source
+    const target = lookup(to)
+    if (typeof target === "string") return target
+    if (source.path === "" || target.path === "") return "EBUSY"
+    const moved = names.get(source.path)
+    if (moved === undefined) return "ENOENT"
+    if (moved !== "directory" && (from.endsWith("/") || to.endsWith("/"))) return "ENOTDIR"
+    if (isBelow(target.path, source.path)) return "EINVAL"
+    if (isBelow(source.path, target.path)) return "ENOTEMPTY"
+    const replaced = names.get(target.path)
+    if (replaced === moved && source.path === target.path) return 0
+    if (replaced !== undefined) {
+      if (moved !== "directory" && replaced === "directory") return "EISDIR"
+      if (moved === "directory" && replaced !== "directory") return "ENOTDIR"
+      if ([...names.keys()].some((path) => isBelow(path, target.path))) return "ENOTEMPTY"
+    }
+    if (replaced !== undefined && replaced !== "directory") {
+      replaced.links -= 1
+      forget(replaced)
+    }
+    for (const [path, file] of [...names]) {
+      if (path !== source.path && !isBelow(path, source.path)) continue
+      names.delete(path)
+      names.set(`${target.path}${path.slice(source.path.length)}`, file)
+    }
+    return 0
+  }
+
   const kernel: Kernel = {
     flags,
     pageSize: blockBytes,
@@ -438,11 +476,12 @@ export const make = (
           : names.get(name.path)
         if (file === undefined) return "ENOENT"
         if (file === "directory") {
-          const nameless = { ...newFile(), links: 0 }
           if ((openFlags & flags.O_TMPFILE) === flags.O_TMPFILE) {
+            const nameless = { ...newFile(), links: 0 }
             return filesystem.tmpfile ? openFile(nameless, openFlags & ~flags.O_TMPFILE) : "EOPNOTSUPP"
           }
-          return (openFlags & O_ACCMODE) === 0 ? openFile(nameless, openFlags) : "EISDIR"
+          const held = { ...newFile(directoryMode), links: 0 }
+          return (openFlags & O_ACCMODE) === 0 ? openFile(held, openFlags) : "EISDIR"
         }
         if (typeof file === "string") return file
         if ((openFlags & flags.O_DIRECTORY) !== 0) return "ENOTDIR"
@@ -537,6 +576,7 @@ export const make = (
             deviceMinor: 1,
             inode: file.inode,
             links: file.links,
+            mode: file.mode,
             attributes: 0,
             mountId: 1,
             size: file.size,
@@ -563,6 +603,7 @@ export const make = (
         forget(file)
         return 0
       }),
+    rename: (path, to) => perform("rename", { path, to }, () => rename(path, to)),
     close: (fd) =>
       perform("close", { fd }, () =>
         withDescription(fd, ({ file }) => {

@@ -78,6 +78,7 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
   const statx = yield* declare("syscall", "long", ["long", "int", "str", "int", "unsigned int", "void *"])
   const fstatfs = yield* declare("fstatfs", "int", ["int", "void *"])
   const unlink = yield* declare("unlink", "int", ["str"])
+  const rename = yield* declare("rename", "int", ["str", "str"])
   const close = yield* declare("close", "int", ["int"])
   const posixFadvise = yield* declare("posix_fadvise", "int", ["int", "int64_t", "int64_t", "int"])
   const cachestat = yield* declare("syscall", "long", ["long", "unsigned int", "void *", "void *", "unsigned int"])
@@ -181,6 +182,7 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
                 mountId: (mask & STATX_MNT_ID) === 0 ? undefined : Number(buffer.getBigUint64(0x90, true)),
                 attributes: buffer.getUint32(0x8, true),
                 links: buffer.getUint32(0x10, true),
+                mode: buffer.getUint16(0x1c, true),
                 inode: buffer.getBigUint64(0x20, true),
                 size: Number(buffer.getBigUint64(0x28, true)),
                 allocated: Number(buffer.getBigUint64(0x30, true)) * 512,
@@ -222,6 +224,14 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
           if (result === 0 || result === -errnos.ENOENT) linkedFiles.forget(path)
         }
       }),
+    rename: (from, to) =>
+      onPath(`${from}${to}`, () =>
+        offThread(rename, [from, to], {
+          done: (result) => {
+            // What has got another name is to stay; what had `to` is gone, and what has it now goes as that would have.
+            if (result === 0 && from !== to) linkedFiles.forget(from)
+          }
+        })),
     close: (fd) => offThread(close, [fd]),
     fadvise: (fd, offset, length, advice) =>
       // This one returns its error and leaves errno alone.
