@@ -9,6 +9,10 @@ export * as AlignedBuffer from "./AlignedBuffer.js"
 /**
  * @since 0.1.0
  */
+export * as BlockLayout from "./BlockLayout.js"
+/**
+ * @since 0.1.0
+ */
 export * as DirectIo from "./DirectIo.js"
 /**
  * @since 0.1.0
@@ -54,6 +58,10 @@ export * as LinuxSyscalls from "./LinuxSyscalls.js"
  * @since 0.1.0
  */
 export * as NodeIo from "./NodeIo.js"
+/**
+ * @since 0.1.0
+ */
+export * as OffloadFilter from "./OffloadFilter.js"
 /**
  * @since 0.1.0
  */
