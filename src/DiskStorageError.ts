@@ -90,7 +90,15 @@ export class DirectoryUnusable extends Schema.TaggedError<DirectoryUnusable>(id(
 export class CreateFailed extends Schema.TaggedError<CreateFailed>(id("CreateFailed"))(
   "CreateFailed",
   {
-    step: Schema.Literal("create directory", "create file", "reopen", "set O_DIRECT", "early unlink", "inspect"),
+    step: Schema.Literal(
+      "create directory",
+      "create file",
+      "take up",
+      "reopen",
+      "set O_DIRECT",
+      "early unlink",
+      "inspect"
+    ),
     path: Schema.String,
     cause: SyscallError
   }
@@ -106,7 +114,7 @@ export class CreateFailed extends Schema.TaggedError<CreateFailed>(id("CreateFai
 }
 
 /**
- * While the file was being reopened, its name was taken by another file. Nothing of that other file was touched.
+ * While the file was being reopened or taken up, its name was taken by another file. Nothing of that other file was touched.
  *
  * @since 0.1.0
  * @category errors
@@ -247,7 +255,7 @@ export class PrewriteRefused extends Schema.TaggedError<PrewriteRefused>(id("Pre
 }
 
 /**
- * The storage was released; its descriptor and its file are gone.
+ * The storage was released, and its descriptor and its file are gone; or it was kept, and must not change any more.
  *
  * @since 0.1.0
  * @category errors
@@ -257,7 +265,7 @@ export class StorageClosed extends Schema.TaggedError<StorageClosed>(id("Storage
   { path: Schema.String }
 ) {
   override get message(): string {
-    return `The storage at ${this.path} is released. Keep its Scope open for as long as it is used.`
+    return `The storage at ${this.path} is released or kept. Keep its Scope open for as long as it is used, and keep it last.`
   }
 }
 
@@ -412,6 +420,46 @@ export class UnlinkFailed extends Schema.TaggedError<UnlinkFailed>(id("UnlinkFai
 ) {
   override get message(): string {
     return `${this.path} is still linked: ${this.cause.message}. Unlink again, or remove it by hand.`
+  }
+}
+
+/**
+ * The storage was not kept, and is unlinked at release as any other. `reason`: the option `keepAt` is missing; what is at that path
+ * was not kept by a storage, and is not touched; the file has no name any more; an operation without an answer may still change it;
+ * or the step that failed, with its `cause`.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class KeepFailed extends Schema.TaggedError<KeepFailed>(id("KeepFailed"))(
+  "KeepFailed",
+  {
+    path: Schema.String,
+    keepAt: Schema.optional(Schema.String),
+    reason: Schema.Literal("no keepAt", "in the way", "unlinked", "stalled", "look", "sync", "label", "rename"),
+    cause: Schema.optional(SyscallError)
+  }
+) {
+  override get message(): string {
+    const failed = (step: string) => {
+      const noRoom = this.cause?.code === "ENOSPC" || this.cause?.code === "EDQUOT"
+      return `${step}: ${this.cause?.message}. ${
+        noRoom ? "Free space" : "Look at the directory and the kernel's log"
+      }, and keep again`
+    }
+    const reasons: { readonly [reason in KeepFailed["reason"]]: () => string } = {
+      "no keepAt": () => "no path was given for that. Set the option keepAt when the storage is made",
+      "in the way": () =>
+        `what is at ${this.keepAt} was not kept by a storage, and is not touched. Move it away and keep again, or name another keepAt`,
+      "unlinked": () => "its file has no name any more. Do not unlink a storage that is to be kept",
+      "stalled": () =>
+        "an operation that had no answer may still change it. The disk hangs: keep again when it has answered",
+      "look": () => failed(`${this.keepAt} could not be looked at`),
+      "sync": () => failed("its content could not be synced"),
+      "label": () => failed("it could not be labelled"),
+      "rename": () => failed(`it could not be renamed to ${this.keepAt}`)
+    }
+    return `The storage at ${this.path} was not kept: ${reasons[this.reason]()}.`
   }
 }
 
@@ -712,6 +760,7 @@ export type DiskStorageError =
   | PlatformNotSupported
   | StorageUnlinked
   | UnlinkFailed
+  | KeepFailed
   | DuplicateKey
   | ReleaseFailed
   | BudgetExceeded
@@ -744,6 +793,7 @@ const classes = [
   PlatformNotSupported,
   StorageUnlinked,
   UnlinkFailed,
+  KeepFailed,
   DuplicateKey,
   ReleaseFailed,
   BudgetExceeded,

@@ -49,6 +49,7 @@ const samples = [
   [Errors.Misaligned, new Errors.Misaligned({ what: "offset", value: 1, alignment: 512 }), "512"],
   [Errors.IoFailed, new Errors.IoFailed({ operation: "read", offset: 1, length: 2, bytesDone: 1, cause }), "ENOSPC"],
   [Errors.UnlinkFailed, new Errors.UnlinkFailed({ path, cause }), path],
+  [Errors.KeepFailed, new Errors.KeepFailed({ path, reason: "no keepAt" }), "option keepAt"],
   [Errors.DuplicateKey, new Errors.DuplicateKey({ key: "Nixl" }), "Nixl"],
   [
     Errors.ReleaseFailed,
@@ -88,6 +89,22 @@ describe("errors", () => {
   it("are told from other values", () => {
     for (const other of [undefined, null, 1, "StorageClosed", {}, { _tag: "Nope" }, cause, new Error("x")]) {
       assert.isFalse(Errors.isDiskStorageError(other))
+    }
+  })
+
+  it("of what was not kept say why, and to do what", () => {
+    const words = {
+      "no keepAt": "Set the option keepAt",
+      "in the way": "/kept was not kept by a storage",
+      "unlinked": "Do not unlink",
+      "stalled": "keep again when it has answered",
+      "look": "/kept could not be looked at: fallocate of fd 7 failed with ENOSPC (errno 28). Free space",
+      "sync": "could not be synced",
+      "label": "could not be labelled",
+      "rename": "could not be renamed to /kept"
+    } as const
+    for (const reason of Errors.KeepFailed.fields.reason.literals) {
+      assert.include(new Errors.KeepFailed({ path, keepAt: "/kept", reason, cause }).message, words[reason])
     }
   })
 
