@@ -70,3 +70,61 @@ export const latency = byDirection((direction): Metric.Metric.Histogram<number> 
     direction
   )
 )
+
+type Transfer = "offload" | "onboard"
+
+const byTransfer = <A>(make: (transfer: Transfer) => A): { readonly [transfer in Transfer]: A } => ({
+  offload: make("offload"),
+  onboard: make("onboard")
+})
+
+const blockCounter = (event: string): Metric.Metric.Counter<number> =>
+  Metric.tagged(Metric.counter("block_store_blocks", { incremental: true }), "event", event)
+
+/**
+ * What block stores count, in blocks (`block_store_blocks`, tag `event`): found and not found by `onboard`, stored, evicted, found
+ * corrupted, and transfers that failed. Handed over once per batch.
+ *
+ * @since 0.1.0
+ * @category metrics
+ */
+export const blocks = {
+  hits: blockCounter("hit"),
+  misses: blockCounter("miss"),
+  stored: blockCounter("stored"),
+  evicted: blockCounter("evicted"),
+  corrupted: blockCounter("corrupted"),
+  failed: blockCounter("failed")
+}
+
+/**
+ * Bytes of the blocks that were offloaded and onboarded (`block_store_bytes`, tag `transfer`).
+ *
+ * @since 0.1.0
+ * @category metrics
+ */
+export const blockBytes = byTransfer((transfer): Metric.Metric.Counter<number> =>
+  Metric.tagged(Metric.counter("block_store_bytes", { incremental: true }), "transfer", transfer)
+)
+
+/**
+ * Blocks that are stored over blocks that could be, 0 to 1 (`block_store_occupancy`), of the store that was busy last.
+ *
+ * @since 0.1.0
+ * @category metrics
+ */
+export const occupancy: Metric.Metric.Gauge<number> = Metric.gauge("block_store_occupancy")
+
+/**
+ * Milliseconds that a batch took (`block_store_latency_ms`, tag `transfer`).
+ *
+ * @since 0.1.0
+ * @category metrics
+ */
+export const batchLatency = byTransfer((transfer): Metric.Metric.Histogram<number> =>
+  Metric.tagged(
+    Metric.histogram("block_store_latency_ms", MetricBoundaries.exponential({ start: 0.05, factor: 2, count: 20 })),
+    "transfer",
+    transfer
+  )
+)

@@ -13,6 +13,10 @@ export * as BlockLayout from "./BlockLayout.js"
 /**
  * @since 0.1.0
  */
+export * as BlockStore from "./BlockStore.js"
+/**
+ * @since 0.1.0
+ */
 export * as DirectIo from "./DirectIo.js"
 /**
  * @since 0.1.0

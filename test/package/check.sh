@@ -56,7 +56,7 @@ echo "== import"
 user=$temp/user
 mkdir -p "$user/node_modules/effect-disk-storage"
 tar -xzf "$tarball" -C "$user/node_modules/effect-disk-storage" --strip-components 1
-for dependency in effect @effect koffi @humanwhocodes; do
+for dependency in effect @effect koffi @humanwhocodes hash-wasm; do
   ln -s "$root/node_modules/$dependency" "$user/node_modules/$dependency"
 done
 cd "$user"

@@ -1,0 +1,325 @@
+/**
+ * Which block lies in which slot, who uses it, and which one goes next. Plain code over typed arrays: one line of 64 bytes per slot,
+ * chained into hash buckets and into a list per priority from the least to the most recently used, so that nothing here looks at more
+ * than a few slots, however many there are.
+ *
+ * The table holds only blocks that can be read. The lists hold those of them that nobody uses: the head of one can always go.
+ */
+
+/** Priorities are 0 to 15. */
+export const priorities = 16
+
+/** Words of a slot. */
+const words = 16
+const LOW = 0
+const HIGH = 1
+/** The next slot of the same bucket, or of the free list. Slots in links are counted from 1, so that 0 is none. */
+const NEXT = 2
+const OLDER = 3
+const NEWER = 4
+/** Readers and leases. */
+const PINS = 5
+const STATE = 6
+const PRIORITY = 7
+const STORAGE = 8
+/** Whether the slot is not to be used again. */
+const RETIRE = 9
+const CHECKSUM = 12
+
+/** Of the checksum, in words. */
+export const checksumWords = 4
+
+const FREE = 0
+const WRITING = 1
+const READY = 2
+/** In the table no more, and still used by somebody. */
+const LEAVING = 3
+const RETIRED = 4
+
+export interface StorageSlots {
+  /** Its first slot; its others follow. */
+  readonly base: number
+  readonly capacity: number
+  /** Slots from here on were never used. */
+  fresh: number
+  free: number
+  blocks: number
+  retired: number
+  failed: boolean
+}
+
+/** A mixer of two words; `seed` keeps whoever chooses hashes from choosing buckets. */
+const mix = (low: number, high: number, seed: number): number => {
+  let h = Math.imul(low ^ seed, 0x85EB_CA6B)
+  h = Math.imul(h ^ (h >>> 13) ^ high, 0xC2B2_AE35)
+  h = Math.imul(h ^ (h >>> 16) ^ seed, 0x27D4_EB2F)
+  return (h ^ (h >>> 15)) >>> 0
+}
+
+export class BlockIndex {
+  readonly storages: ReadonlyArray<StorageSlots>
+  readonly capacity: number
+  blocks = 0
+  /** Blocks that are read or leased. */
+  pinned = 0
+  private readonly lines: Int32Array
+  private readonly buckets: Int32Array
+  private readonly mask: number
+  private readonly seed: number
+  /** Least and most recently used of each priority. */
+  private readonly oldest = new Int32Array(priorities)
+  private readonly newest = new Int32Array(priorities)
+  /** Whose turn it is to take a block. */
+  private turn = 0
+  private readonly hash64 = new BigUint64Array(1)
+  private readonly hash32 = new Uint32Array(this.hash64.buffer)
+  private readonly onRemoved: (hash: bigint, storage: boolean) => void
+
+  /** `onRemoved` is told of each block that goes to make room, or that was met while its storage had failed (`storage`). */
+  constructor(
+    capacities: ReadonlyArray<number>,
+    seed: number,
+    onRemoved: (hash: bigint, storage: boolean) => void
+  ) {
+    let base = 0
+    this.storages = capacities.map((capacity): StorageSlots => {
+      const slots = { base, capacity, fresh: base, free: 0, blocks: 0, retired: 0, failed: false }
+      base += capacity
+      return slots
+    })
+    this.capacity = base
+    this.seed = seed
+    this.onRemoved = onRemoved
+    this.lines = new Int32Array(base * words)
+    const size = 2 ** Math.ceil(Math.log2(Math.max(2, base)))
+    this.buckets = new Int32Array(size)
+    this.mask = size - 1
+  }
+
+  private at(slot: number, word: number): number {
+    return this.lines[slot * words + word] ?? 0
+  }
+
+  private put(slot: number, word: number, value: number): void {
+    this.lines[slot * words + word] = value
+  }
+
+  private storage(slot: number): StorageSlots {
+    const storage = this.storages[this.at(slot, STORAGE)]
+    if (storage === undefined) throw new RangeError(`slot ${slot} belongs to no storage`)
+    return storage
+  }
+
+  storageOf(slot: number): number {
+    return this.at(slot, STORAGE)
+  }
+
+  /** Its place among the slots of its storage. */
+  placeOf(slot: number): number {
+    return slot - this.storage(slot).base
+  }
+
+  hashOf(slot: number): bigint {
+    this.hash32[0] = this.at(slot, LOW)
+    this.hash32[1] = this.at(slot, HIGH)
+    return this.hash64[0] ?? 0n
+  }
+
+  priorityOf(slot: number): number {
+    return this.at(slot, PRIORITY)
+  }
+
+  isReady(slot: number): boolean {
+    return this.at(slot, STATE) === READY
+  }
+
+  /** Whether something failed on it, so that it is not used again. */
+  isRetired(slot: number): boolean {
+    return this.at(slot, RETIRE) !== 0
+  }
+
+  /** The slot of a block that can be read, or −1. */
+  find(hash: bigint): number {
+    this.hash64[0] = hash
+    const low = (this.hash32[0] ?? 0) | 0
+    const high = (this.hash32[1] ?? 0) | 0
+    const { lines } = this
+    let link = this.buckets[mix(low, high, this.seed) & this.mask] ?? 0
+    while (link !== 0) {
+      const line = (link - 1) * words
+      if (
+        lines[line + LOW] === low && lines[line + HIGH] === high &&
+        this.storages[lines[line + STORAGE] ?? 0]?.failed === false
+      ) return link - 1
+      link = lines[line + NEXT] ?? 0
+    }
+    return -1
+  }
+
+  /** A slot to write a block of that priority to, or −1. It belongs to the caller until `commit` or `giveBack`. */
+  take(priority: number): number {
+    for (;;) {
+      const free = this.takeFree()
+      if (free >= 0) return free
+      if (!this.evict(priority)) return -1
+    }
+  }
+
+  private takeFree(): number {
+    const { storages } = this
+    for (let tried = 0; tried < storages.length; tried++) {
+      const number = this.turn
+      this.turn = (number + 1) % storages.length
+      const storage = storages[number]
+      if (storage === undefined || storage.failed) continue
+      let slot = storage.free - 1
+      if (slot >= 0) storage.free = this.at(slot, NEXT)
+      else if (storage.fresh < storage.base + storage.capacity) slot = storage.fresh++
+      else continue
+      this.put(slot, STATE, WRITING)
+      this.put(slot, STORAGE, number)
+      return slot
+    }
+    return -1
+  }
+
+  private evict(priority: number): boolean {
+    for (let lowest = 0; lowest <= priority; lowest++) {
+      const slot = (this.oldest[lowest] ?? 0) - 1
+      if (slot < 0) continue
+      const hash = this.hashOf(slot)
+      const { failed } = this.storage(slot)
+      this.drop(slot)
+      this.onRemoved(hash, failed)
+      return true
+    }
+    return false
+  }
+
+  /** The block of `slot` can be read from now on; false when it took the place of an older one. */
+  commit(slot: number, hash: bigint, priority: number, checksum: Int32Array): boolean {
+    const older = this.find(hash)
+    if (older >= 0) this.drop(older)
+    this.hash64[0] = hash
+    const low = (this.hash32[0] ?? 0) | 0
+    const high = (this.hash32[1] ?? 0) | 0
+    const bucket = mix(low, high, this.seed) & this.mask
+    this.put(slot, LOW, low)
+    this.put(slot, HIGH, high)
+    this.put(slot, NEXT, this.buckets[bucket] ?? 0)
+    this.put(slot, STATE, READY)
+    this.put(slot, PRIORITY, priority)
+    this.put(slot, PINS, 0)
+    for (let word = 0; word < checksumWords; word++) this.put(slot, CHECKSUM + word, checksum[word] ?? 0)
+    this.buckets[bucket] = slot + 1
+    this.blocks += 1
+    this.storage(slot).blocks += 1
+    this.append(slot)
+    return older < 0
+  }
+
+  /** Gives a slot back that was taken and not committed. */
+  giveBack(slot: number, retire: boolean): void {
+    this.put(slot, RETIRE, retire ? 1 : 0)
+    this.free(slot)
+  }
+
+  /** Whether the checksum kept for the block is this one. */
+  verifies(slot: number, checksum: Int32Array): boolean {
+    for (let word = 0; word < checksumWords; word++) {
+      if (this.at(slot, CHECKSUM + word) !== (checksum[word] ?? 0)) return false
+    }
+    return true
+  }
+
+  checksumOf(slot: number): Int32Array {
+    return this.lines.subarray(slot * words + CHECKSUM, slot * words + CHECKSUM + checksumWords)
+  }
+
+  /** Its slot stays what it is until as many `unpin`s. */
+  pin(slot: number): void {
+    const pins = this.at(slot, PINS)
+    if (pins === 0) {
+      this.unlink(slot)
+      this.pinned += 1
+    }
+    this.put(slot, PINS, pins + 1)
+  }
+
+  /** The last one makes the block the most recently used of its priority. */
+  unpin(slot: number): void {
+    const pins = this.at(slot, PINS) - 1
+    this.put(slot, PINS, pins)
+    if (pins > 0) return
+    this.pinned -= 1
+    if (this.isReady(slot)) this.append(slot)
+    else this.free(slot)
+  }
+
+  /** The most recently used of its priority; a priority only rises by this. */
+  touch(slot: number, priority = 0): void {
+    const raised = Math.max(priority, this.at(slot, PRIORITY))
+    if (this.at(slot, PINS) > 0) return this.put(slot, PRIORITY, raised)
+    this.unlink(slot)
+    this.put(slot, PRIORITY, raised)
+    this.append(slot)
+  }
+
+  /** Takes a block out of the table. Its slot is free when nobody uses it any more; with `retire` it is not used again. */
+  drop(slot: number, retire = false): void {
+    if (retire) this.put(slot, RETIRE, 1)
+    if (!this.isReady(slot)) return
+    const bucket = mix(this.at(slot, LOW), this.at(slot, HIGH), this.seed) & this.mask
+    const next = this.at(slot, NEXT)
+    let link = this.buckets[bucket] ?? 0
+    if (link === slot + 1) this.buckets[bucket] = next
+    else {
+      while (this.at(link - 1, NEXT) !== slot + 1) link = this.at(link - 1, NEXT)
+      this.put(link - 1, NEXT, next)
+    }
+    this.blocks -= 1
+    this.storage(slot).blocks -= 1
+    if (this.at(slot, PINS) > 0) this.put(slot, STATE, LEAVING)
+    else {
+      this.unlink(slot)
+      this.free(slot)
+    }
+  }
+
+  private free(slot: number): void {
+    const storage = this.storage(slot)
+    if (storage.failed || this.at(slot, RETIRE) !== 0) {
+      this.put(slot, STATE, RETIRED)
+      storage.retired += 1
+      return
+    }
+    this.put(slot, STATE, FREE)
+    this.put(slot, NEXT, storage.free)
+    storage.free = slot + 1
+  }
+
+  private append(slot: number): void {
+    const priority = this.at(slot, PRIORITY)
+    const last = this.newest[priority] ?? 0
+    this.put(slot, OLDER, last)
+    this.put(slot, NEWER, 0)
+    if (last === 0) this.oldest[priority] = slot + 1
+    else this.put(last - 1, NEWER, slot + 1)
+    this.newest[priority] = slot + 1
+  }
+
+  private unlink(slot: number): void {
+    const priority = this.at(slot, PRIORITY)
+    const older = this.at(slot, OLDER)
+    const newer = this.at(slot, NEWER)
+    if (older === 0) this.oldest[priority] = newer
+    else this.put(older - 1, NEWER, newer)
+    if (newer === 0) this.newest[priority] = older
+    else this.put(newer - 1, OLDER, older)
+  }
+
+  /** Calls `each` with the blocks in the slots from `from` up to `to`. */
+  visit(from: number, to: number, each: (slot: number) => void): void {
+    for (let slot = from; slot < to; slot++) if (this.isReady(slot)) each(slot)
+  }
+}

@@ -1,0 +1,725 @@
+/**
+ * The block store: batches of transfers between buffers and slots. Whatever becomes of a transfer is entered into the index in one
+ * step of plain code, so that nobody sees half of it, and an interruption comes before a transfer or after it.
+ */
+import * as Cause from "effect/Cause"
+import * as Chunk from "effect/Chunk"
+import * as Clock from "effect/Clock"
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import * as Fiber from "effect/Fiber"
+import * as Random from "effect/Random"
+import type * as Scope from "effect/Scope"
+import * as Stream from "effect/Stream"
+import * as AlignedBuffer from "../AlignedBuffer.js"
+import type {
+  Block,
+  BlockStore,
+  BlockStoreOptions,
+  Destination,
+  Lease,
+  Offloaded,
+  RemovalReason,
+  Stats
+} from "../BlockStore.js"
+import * as DiskMetrics from "../DiskMetrics.js"
+import type { DiskStorage, DiskStorageOptions } from "../DiskStorage.js"
+import type { AcquireError, OffloadError, OnboardError, TransferError } from "../DiskStorageError.js"
+import {
+  BlockCorrupted,
+  BlockNotFound,
+  InvalidBlock,
+  InvalidOption,
+  NoStorageLeft,
+  StoreClosed,
+  StoreFull
+} from "../DiskStorageError.js"
+import type { IoEngine, Results } from "../IoEngine.js"
+import * as OffloadFilter from "../OffloadFilter.js"
+import type { Syscalls } from "../Syscalls.js"
+import * as checksums from "./blockChecksum.js"
+import { BlockEvents } from "./blockEvents.js"
+import { BlockIndex, priorities } from "./blockIndex.js"
+import * as diskStorage from "./diskStorage.js"
+import { makeDoor } from "./door.js"
+import { wholeNumber } from "./engineOptions.js"
+import { resolve } from "./options.js"
+
+export const TypeId: unique symbol = Symbol.for("effect-disk-storage/BlockStore")
+
+const maxHash = 2n ** 64n - 1n
+
+/** Links between slots are 32-bit; more slots than this would also take more memory than one array can have. */
+const maxSlots = 2 ** 27
+
+/** Slots that a walk over all of them looks at before the event loop has a turn. */
+const slotsPerTurn = 65_536
+
+const isHash = (hash: bigint): boolean => typeof hash === "bigint" && hash >= 0n && hash <= maxHash
+
+const invalidHash = (hash: bigint) =>
+  new InvalidBlock({ hash, what: "hash", expected: "an unsigned integer of 64 bits" })
+
+/** What became of each block; errors are made when they are looked at, since a miss is nothing unusual. */
+class BlockResults<A, E> implements Results<E, A> {
+  readonly outcomes: Array<Either.Either<A, () => E> | undefined>
+  private readonly otherwise: () => E
+
+  /** `otherwise`: of a block that was not begun. */
+  constructor(length: number, otherwise: () => E) {
+    this.outcomes = Array.from({ length })
+    this.otherwise = otherwise
+  }
+
+  get length(): number {
+    return this.outcomes.length
+  }
+
+  get(index: number): Either.Either<A, E> {
+    if (index >= this.length) throw new RangeError(`a batch of ${this.length} blocks has no block ${index}`)
+    return Either.mapLeft(this.outcomes[index] ?? Either.left(this.otherwise), (make) => make())
+  }
+
+  get failures(): ReadonlyArray<{ readonly index: number; readonly error: E }> {
+    return this.outcomes.flatMap((outcome, index) =>
+      outcome !== undefined && Either.isRight(outcome)
+        ? []
+        : Either.match(this.get(index), { onLeft: (error) => [{ index, error }], onRight: () => [] })
+    )
+  }
+}
+
+const stored = Either.right("stored" as const)
+const duplicate = Either.right("duplicate" as const)
+const filtered = Either.right("filtered" as const)
+
+/** What of the counts are metrics, too. */
+const metricEvents = ["hits", "misses", "stored", "evicted", "corrupted", "failed"] as const
+
+/** A batch under way: its blocks are begun one after the other, by several fibres, until it is stopped. */
+interface Batch {
+  next: number
+  stopped: boolean
+}
+
+/** Bounds the blocks in flight, first come first served. A batch that is stopped waits no more. */
+class Gate {
+  private free: number
+  private waiting: Array<{ readonly batch: Batch; readonly resume: () => void }> = []
+  readonly permits: number
+
+  constructor(permits: number) {
+    this.permits = permits
+    this.free = permits
+  }
+
+  get taken(): number {
+    return this.permits - this.free
+  }
+
+  tryTake(): boolean {
+    if (this.free === 0) return false
+    this.free -= 1
+    return true
+  }
+
+  /** Ends with a permit, unless the batch is stopped. */
+  wait(batch: Batch): Effect.Effect<void> {
+    return Effect.async<void>((resume) => {
+      if (batch.stopped || this.tryTake()) resume(Effect.void)
+      else this.waiting.push({ batch, resume: () => resume(Effect.void) })
+    })
+  }
+
+  give(): void {
+    const first = this.waiting.shift()
+    if (first === undefined) this.free += 1
+    else first.resume()
+  }
+
+  stop(batch: Batch): void {
+    batch.stopped = true
+    const stopped = this.waiting.filter((waiter) => waiter.batch === batch)
+    this.waiting = this.waiting.filter((waiter) => waiter.batch !== batch)
+    for (const { resume } of stopped) resume()
+  }
+}
+
+/** A hash that is being written; `waiters` are told when that has ended. */
+interface Writing {
+  ended: boolean
+  readonly waiters: Set<() => void>
+}
+
+/** Blocks of whole pages can be moved by every kind of direct I/O with pages below it. */
+export const wholePages = (blockBytes: number): number =>
+  Math.ceil(blockBytes / AlignedBuffer.pageSize) * AlignedBuffer.pageSize
+
+/** A storage in each directory, which together have the size that is asked for. */
+export const storages = (
+  options: DiskStorageOptions,
+  asked: Pick<BlockStoreOptions, "blockBytes"> & {
+    readonly directories?: readonly [string, ...ReadonlyArray<string>] | undefined
+  }
+): Effect.Effect<readonly [DiskStorage, ...Array<DiskStorage>], AcquireError, Syscalls | IoEngine | Scope.Scope> => {
+  const [first = options.directory, ...others] = asked.directories ?? []
+  const block = wholePages(asked.blockBytes)
+  const count = 1 + others.length
+  // Whole blocks for each, so that none is lost at every end.
+  const size = count === 1 ? options.size : Math.ceil(Math.floor(options.size / block) / count) * block
+  const one = (directory: string | undefined) =>
+    Effect.flatMap(resolve({ ...options, directory, size }), (resolved) => diskStorage.makeAfter(Effect.void, resolved))
+  return Effect.flatMap(
+    one(first),
+    (storage) =>
+      Effect.map(
+        Effect.forEach(others, one),
+        (more): readonly [DiskStorage, ...Array<DiskStorage>] => [storage, ...more]
+      )
+  )
+}
+
+export const make = (
+  storages: readonly [DiskStorage, ...ReadonlyArray<DiskStorage>],
+  options: BlockStoreOptions
+): Effect.Effect<BlockStore, InvalidOption, Scope.Scope> =>
+  Effect.gen(function*() {
+    const asked = yield* wholeNumber("blockBytes", options.blockBytes, 0, 1, 2 ** 32)
+    const maxBlocksInFlight = yield* wholeNumber("maxBlocksInFlight", options.maxBlocksInFlight, 32, 1, 65_536)
+    const eventCapacity = yield* wholeNumber("eventCapacity", options.eventCapacity, 4096, 1, 2 ** 24)
+    const failureLimit = yield* wholeNumber("failureLimit", options.failureLimit, 8, 1, 2 ** 31)
+    const checksum = options.checksum ?? "xxh128"
+    const checker = yield* checksums.make(checksum)
+    const filter = yield* OffloadFilter.OffloadFilter
+
+    const unit = Math.max(AlignedBuffer.pageSize, ...storages.map(({ alignment }) => alignment.offset))
+    const blockBytes = Math.ceil(asked / unit) * unit
+    const capacities = storages.map(({ size }) => Math.floor(size / blockBytes))
+    const small = storages.find((_, number) => (capacities[number] ?? 0) < 1)
+    if (small !== undefined) {
+      return yield* new InvalidOption({
+        option: "blockBytes",
+        value: String(asked),
+        expected: `at most the ${small.size} bytes of ${small.path}`
+      })
+    }
+    const slots = capacities.reduce((sum, capacity) => sum + capacity, 0)
+    if (slots > maxSlots) {
+      return yield* new InvalidOption({
+        option: "blockBytes",
+        value: String(asked),
+        expected: `blocks large enough for the storages to hold ${maxSlots} of them at most, not ${slots}`
+      })
+    }
+
+    const complete = Either.right(blockBytes)
+    const events = new BlockEvents(eventCapacity)
+    const counts = {
+      stored: 0,
+      duplicates: 0,
+      filtered: 0,
+      hits: 0,
+      misses: 0,
+      evicted: 0,
+      corrupted: 0,
+      failed: 0
+    }
+    const removed = (hash: bigint, reason: RemovalReason) => {
+      if (events.wanted) events.push({ _tag: "Removed", hash, reason })
+    }
+    const index = new BlockIndex(capacities, yield* Random.nextIntBetween(0, 2 ** 31), (hash, failed) => {
+      if (!failed) counts.evicted += 1
+      removed(hash, failed ? "storage" : "evicted")
+    })
+    const gate = new Gate(Math.min(maxBlocksInFlight, slots))
+    const writing = new Map<bigint, Writing>()
+    const door = makeDoor(storages[0].path)
+    let closed = false
+
+    const storageAt = (slot: number): DiskStorage => {
+      const storage = storages[index.storageOf(slot)]
+      if (storage === undefined) throw new RangeError(`slot ${slot} belongs to no storage`)
+      return storage
+    }
+    const offsetOf = (slot: number) => index.placeOf(slot) * blockBytes
+
+    const find = (hash: bigint) => isHash(hash) && !closed ? index.find(hash) : -1
+
+    /** Calls `each` for every block of some storages, a part at a time. */
+    const walk = (numbers: ReadonlyArray<number>, each: (slot: number) => void): Effect.Effect<void> =>
+      Effect.forEach(numbers, (number) => {
+        const storage = index.storages[number]
+        let from = storage?.base ?? 0
+        return Effect.whileLoop({
+          while: () => storage !== undefined && from < storage.fresh,
+          body: () => checksums.eventLoopTurn,
+          step: () => {
+            const to = Math.min(storage?.fresh ?? 0, from + slotsPerTurn)
+            index.visit(from, to, each)
+            from = to
+          }
+        })
+      }, { discard: true })
+    const everyStorage = storages.map((_, number) => number)
+
+    /** Failures in a row, by storage. */
+    const failures = storages.map(() => 0)
+    const scope = yield* Effect.scope
+    /** After this its blocks are found no more; they leave the index bit by bit. */
+    const takeOut = (number: number, storage: DiskStorage, error: TransferError): Effect.Effect<void> =>
+      Effect.suspend(() => {
+        const slots = index.storages[number]
+        if (slots === undefined || slots.failed) return Effect.void
+        slots.failed = true
+        const purge = walk([number], (slot) => {
+          const hash = index.hashOf(slot)
+          index.drop(slot)
+          removed(hash, "storage")
+        })
+        return Effect.logError("a storage is taken out of the block store, with its blocks", error).pipe(
+          Effect.annotateLogs({ path: storage.path, blocks: slots.blocks }),
+          Effect.zipRight(Effect.forkIn(Effect.interruptible(purge), scope))
+        )
+      })
+
+    /** Whether the range that a transfer failed on is to be used no more, and the storage with it after too many. */
+    const isFault = (error: TransferError): boolean =>
+      error._tag === "IoFailed" || error._tag === "IoStalled" || error._tag === "StorageClosed"
+    const failedOn = (slot: number, error: TransferError): Effect.Effect<void> => {
+      if (!isFault(error)) return Effect.void
+      const number = index.storageOf(slot)
+      const inARow = (failures[number] ?? 0) + 1
+      failures[number] = inARow
+      return error._tag === "StorageClosed" || inARow >= failureLimit
+        ? takeOut(number, storageAt(slot), error)
+        : Effect.void
+    }
+
+    /**
+     * Runs `step` for each of `count` blocks, as many at once as the gate lets in. It begins none after an interruption, and ends
+     * when those that it has begun have ended. A step takes over its permit.
+     */
+    const run = (count: number, step: (index: number) => Effect.Effect<void>): Effect.Effect<void> =>
+      Effect.uninterruptibleMask((restore) => {
+        const batch: Batch = { next: 0, stopped: false }
+        const admitted = (index: number): Effect.Effect<void> => {
+          if (gate.tryTake()) return step(index)
+          return Effect.zipRight(gate.wait(batch), Effect.suspend(() => batch.stopped ? Effect.void : step(index)))
+        }
+        const worker = Effect.whileLoop({
+          while: () => !batch.stopped && batch.next < count,
+          body: () => admitted(batch.next++),
+          step: () => {}
+        })
+        const workers = Array.from({ length: Math.min(count, gate.permits) }, () => Effect.fork(worker))
+        return Effect.flatMap(Effect.all(workers), (fibers) => {
+          const ended = Effect.flatMap(Fiber.awaitAll(fibers), (exits) =>
+            Effect.forEach(exits, (exit) => exit, { discard: true }))
+          return Effect.onInterrupt(restore(ended), () => {
+            gate.stop(batch)
+            return ended
+          })
+        })
+      })
+
+    const lengthRefused = (hash: bigint, buffer: AlignedBuffer.AlignedBuffer) =>
+      buffer.byteLength === blockBytes
+        ? undefined
+        : new InvalidBlock({ hash, what: "length", expected: `a buffer of exactly ${blockBytes} bytes` })
+
+    const refused = ({ data, hash, priority = 0 }: Block): InvalidBlock | undefined => {
+      if (!isHash(hash)) {
+        return invalidHash(hash)
+      }
+      if (!Number.isInteger(priority) || priority < 0 || priority >= priorities) {
+        return new InvalidBlock({ hash, what: "priority", expected: `a whole number from 0 to ${priorities - 1}` })
+      }
+      return lengthRefused(hash, data)
+    }
+
+    /** Gives the permit back of a step that has nothing in flight. */
+    const passed = Effect.sync(() =>
+      gate.give()
+    )
+
+    /** Checksums of blocks that come together are not all computed in one turn of the event loop. */
+    const afterTurn = (step: () => Effect.Effect<void>): Effect.Effect<void> => {
+      const turn = checker.turn(blockBytes)
+      return turn === undefined ? step() : Effect.zipRight(turn, Effect.suspend(step))
+    }
+
+    /** What the counts were when they were last told to the metrics. */
+    const told = { hits: 0, misses: 0, stored: 0, evicted: 0, corrupted: 0, failed: 0 }
+    const tell = (transfer: "offload" | "onboard", blocks: number, millis: number) => {
+      for (const event of metricEvents) {
+        const more = counts[event] - told[event]
+        if (more > 0) DiskMetrics.blocks[event].unsafeUpdate(more, [])
+        told[event] = counts[event]
+      }
+      if (blocks > 0) DiskMetrics.blockBytes[transfer].unsafeUpdate(blocks * blockBytes, [])
+      DiskMetrics.batchLatency[transfer].unsafeUpdate(millis, [])
+      DiskMetrics.occupancy.unsafeUpdate(index.blocks / index.capacity, [])
+    }
+
+    /** A batch from its beginning to its end: inside of the door, with a span, and told to the metrics. */
+    const inBatch = <A, E>(
+      transfer: "offload" | "onboard",
+      blocks: number,
+      use: (results: BlockResults<A, E | StoreClosed>) => Effect.Effect<void>
+    ): Effect.Effect<BlockResults<A, E | StoreClosed>> =>
+      Clock.clockWith((clock) => {
+        const results = new BlockResults<A, E | StoreClosed>(blocks, () => new StoreClosed({}))
+        if (blocks === 0) return Effect.succeed(results)
+        const began = clock.unsafeCurrentTimeMillis()
+        const before = transfer === "offload" ? counts.stored : counts.hits
+        return door.enter((restore) => restore(use(results))).pipe(
+          Effect.catchTag("StorageClosed", () => Effect.void),
+          Effect.ensuring(Effect.sync(() => {
+            const moved = (transfer === "offload" ? counts.stored : counts.hits) - before
+            tell(transfer, moved, clock.unsafeCurrentTimeMillis() - began)
+          })),
+          Effect.as(results),
+          Effect.withSpan(`BlockStore.${transfer}`, { attributes: { blocks } })
+        )
+      })
+
+    const noRoom = (hash: bigint, priority: number): OffloadError =>
+      index.storages.every(({ failed }) => failed)
+        ? new NoStorageLeft({ paths: storages.map(({ path }) => path) })
+        : new StoreFull({ hash, capacity: index.capacity, pinned: index.pinned, priority })
+
+    /** The end of a write that succeeded: from now on the block is found. */
+    const written = (slot: number, { hash, priority = 0 }: Block, checksum: Int32Array): void => {
+      failures[index.storageOf(slot)] = 0
+      if (index.storages[index.storageOf(slot)]?.failed !== false) return index.giveBack(slot, true)
+      if (!index.commit(slot, hash, priority, checksum)) removed(hash, "replaced")
+      counts.stored += 1
+      if (events.wanted) events.push({ _tag: "Stored", hash })
+    }
+
+    /**
+     * Writes those of `todo` that are not there. What somebody else is writing is left, and told: whether that succeeds is not known yet.
+     */
+    const offloadOnce = (
+      blocks: ReadonlyArray<Block>,
+      todo: ReadonlyArray<number>,
+      replace: boolean,
+      { outcomes }: BlockResults<Offloaded, OffloadError>
+    ): Effect.Effect<ReadonlyArray<{ readonly place: number; readonly other: Writing }>> =>
+      Effect.suspend(() => {
+        const left: Array<{ readonly place: number; readonly other: Writing }> = []
+        const begin = (place: number, block: Block): Effect.Effect<void> => {
+          const { data, hash, priority = 0 } = block
+          const present = replace ? -1 : index.find(hash)
+          const other = replace ? undefined : writing.get(hash)
+          if (present >= 0) {
+            index.touch(present, priority)
+            counts.duplicates += 1
+            outcomes[place] = duplicate
+            return passed
+          }
+          if (other !== undefined) {
+            left.push({ place, other })
+            return passed
+          }
+          const slot = index.take(priority)
+          if (slot < 0) {
+            outcomes[place] = Either.left(() => noRoom(hash, priority))
+            return passed
+          }
+          const entry: Writing = { ended: false, waiters: new Set() }
+          if (!replace) writing.set(hash, entry)
+          const checksum = checker.compute(data.bytes).slice()
+          const settled = () => {
+            if (!replace) writing.delete(hash)
+            entry.ended = true
+            gate.give()
+            for (const waiter of entry.waiters) waiter()
+          }
+          return Effect.matchCauseEffect(storageAt(slot).write(offsetOf(slot), data), {
+            onSuccess: () => {
+              written(slot, block, checksum)
+              outcomes[place] = stored
+              settled()
+              return Effect.void
+            },
+            onFailure: (cause) => {
+              const failure = Cause.failureOrCause(cause)
+              counts.failed += 1
+              // Nothing is known of a slot whose write failed; one that had no answer may even be written to later.
+              index.giveBack(slot, Either.isRight(failure) || isFault(failure.left))
+              settled()
+              if (Either.isRight(failure)) return Effect.failCause(failure.right)
+              outcomes[place] = Either.left(() => failure.left)
+              return failedOn(slot, failure.left)
+            }
+          })
+        }
+        const step = (number: number) =>
+          afterTurn(() => {
+            const place = todo[number] ?? 0
+            const block = blocks[place]
+            return block === undefined ? passed : begin(place, block)
+          })
+        return Effect.as(run(todo.length, step), left)
+      })
+
+    const ended = (other: Writing): Effect.Effect<void> =>
+      Effect.async<void>((resume) => {
+        const waiter = () => resume(Effect.void)
+        if (other.ended) return waiter()
+        other.waiters.add(waiter)
+        return Effect.sync(() => other.waiters.delete(waiter))
+      })
+
+    /** Those of `places` that are not there and that the filter lets through. */
+    const worthIt = (
+      blocks: ReadonlyArray<Block>,
+      places: ReadonlyArray<number>,
+      { outcomes }: BlockResults<Offloaded, OffloadError>
+    ): Effect.Effect<ReadonlyArray<number>> => {
+      if (filter === OffloadFilter.none) return Effect.succeed(places)
+      const hashOf = (place: number) => blocks[place]?.hash ?? 0n
+      const unknown = places.filter((place) => index.find(hashOf(place)) < 0)
+      return Effect.map(filter.admit(unknown.map(hashOf)), (admitted) => {
+        const out = new Set(unknown.filter((_, number) => admitted[number] !== true))
+        for (const place of out) outcomes[place] = filtered
+        counts.filtered += out.size
+        return places.filter((place) => !out.has(place))
+      })
+    }
+
+    const offload: BlockStore["offload"] = (blocks, { replace = false } = {}) =>
+      inBatch("offload", blocks.length, (results: BlockResults<Offloaded, OffloadError>) =>
+        Effect.gen(function*() {
+          const accepted = blocks.flatMap((block, place) => {
+            const error = refused(block)
+            if (error === undefined) return [place]
+            results.outcomes[place] = Either.left(() => error)
+            return []
+          })
+          let todo = replace ? accepted : yield* worthIt(blocks, accepted, results)
+          while (todo.length > 0) {
+            const left = yield* offloadOnce(blocks, todo, replace, results)
+            for (const { other } of left) yield* ended(other)
+            todo = left.map(({ place }) => place)
+          }
+        }))
+
+    /** Reads the block of a pinned slot, verifies it, and unpins; what cannot be read is dropped. */
+    const read = (
+      slot: number,
+      { hash, into }: Destination
+    ): Effect.Effect<Either.Either<number, () => OnboardError>> => {
+      const offset = offsetOf(slot)
+      const { path } = storageAt(slot)
+      return Effect.matchCauseEffect(storageAt(slot).read(offset, into), {
+        onSuccess: () => {
+          failures[index.storageOf(slot)] = 0
+          const intact = index.verifies(slot, checker.compute(into.bytes))
+          if (!intact) {
+            counts.corrupted += 1
+            if (index.isReady(slot) && events.wanted) events.push({ _tag: "Corrupted", hash })
+            index.drop(slot, true)
+          }
+          index.unpin(slot)
+          return Effect.succeed(
+            intact ? complete : Either.left(() => new BlockCorrupted({ hash, path, offset, checksum }))
+          )
+        },
+        onFailure: (cause) => {
+          const failure = Cause.failureOrCause(cause)
+          const fault = Either.isRight(failure) || isFault(failure.left)
+          if (fault) {
+            counts.failed += 1
+            if (index.isReady(slot)) removed(hash, "failed")
+            index.drop(slot, true)
+          }
+          index.unpin(slot)
+          if (Either.isRight(failure)) return Effect.failCause(failure.right)
+          return Effect.as(failedOn(slot, failure.left), Either.left(() => failure.left))
+        }
+      })
+    }
+
+    const onboardPinned = (
+      outcomes: BlockResults<number, OnboardError>["outcomes"],
+      place: number,
+      slot: number,
+      destination: Destination
+    ): Effect.Effect<void> => {
+      counts.hits += 1
+      index.pin(slot)
+      return Effect.ensuring(
+        Effect.map(read(slot, destination), (outcome) => {
+          outcomes[place] = outcome
+        }),
+        passed
+      )
+    }
+
+    const onboard: BlockStore["onboard"] = (destinations) =>
+      inBatch("onboard", destinations.length, (results: BlockResults<number, OnboardError>) => {
+        const { outcomes } = results
+        const begin = (place: number, destination: Destination): Effect.Effect<void> => {
+          const { hash, into } = destination
+          const error = isHash(hash) ? lengthRefused(hash, into) : invalidHash(hash)
+          if (error !== undefined) {
+            outcomes[place] = Either.left(() => error)
+            return passed
+          }
+          const slot = index.find(hash)
+          if (slot < 0) {
+            counts.misses += 1
+            outcomes[place] = Either.left(() => new BlockNotFound({ hash }))
+            return passed
+          }
+          return onboardPinned(outcomes, place, slot, destination)
+        }
+        return run(destinations.length, (place) =>
+          afterTurn(() => {
+            const destination = destinations[place]
+            return destination === undefined ? passed : begin(place, destination)
+          }))
+      })
+
+    const offloadStream: BlockStore["offloadStream"] = (blocks) =>
+      blocks.pipe(
+        Stream.rechunk(maxBlocksInFlight),
+        Stream.chunks,
+        Stream.mapEffect((chunk) => {
+          const batch = Chunk.toReadonlyArray(chunk)
+          return Effect.map(
+            offload(batch),
+            (results) => Chunk.map(chunk, ({ hash }, place) => ({ hash, result: results.get(place) }))
+          )
+        }),
+        Stream.flattenChunks
+      )
+
+    const onboardStream: BlockStore["onboardStream"] = (hashes) =>
+      Stream.mapEffect(
+        hashes,
+        (hash) =>
+          AlignedBuffer.make(blockBytes).pipe(
+            Effect.flatMap((into) =>
+              Effect.map(onboard([{ hash, into }]), (results) => Either.map(results.get(0), () => into))
+            ),
+            Effect.catchAll((error) => Effect.succeed(Either.left(error))),
+            Effect.map((result) => ({ hash, result }))
+          ),
+        { concurrency: gate.permits }
+      )
+
+    const prefix = (hashes: ReadonlyArray<bigint>): number => {
+      let length = 0
+      while (length < hashes.length && find(hashes[length] ?? -1n) >= 0) length++
+      return length
+    }
+
+    /** Reads through a lease: its slot is pinned, whatever has become of the hash. */
+    const onboardLeased = (slot: number, hash: bigint): Lease["onboard"] => (into) =>
+      Effect.flatMap(
+        inBatch("onboard", 1, ({ outcomes }: BlockResults<number, OnboardError>) =>
+          run(1, () => {
+            const error = index.isRetired(slot) ? new BlockNotFound({ hash }) : lengthRefused(hash, into)
+            if (error !== undefined) {
+              outcomes[0] = Either.left(() => error)
+              return passed
+            }
+            return onboardPinned(outcomes, 0, slot, { hash, into })
+          })),
+        (results) => Effect.asVoid(results.get(0))
+      )
+
+    /** Pins what is found of some hashes in the same step: nothing can go between. */
+    const lease = (
+      choose: () => ReadonlyArray<bigint>
+    ): Effect.Effect<ReadonlyArray<Lease>, never, Scope.Scope> =>
+      Effect.uninterruptible(Effect.suspend(() => {
+        const leases = choose().map((hash) => ({ hash, slot: index.find(hash) }))
+        for (const { slot } of leases) index.pin(slot)
+        const unpin = Effect.sync(() => {
+          for (const { slot } of leases) index.unpin(slot)
+        })
+        return Effect.as(
+          Effect.addFinalizer(() => unpin),
+          leases.map(({ hash, slot }): Lease => ({ hash, onboard: onboardLeased(slot, hash) }))
+        )
+      }))
+
+    const ofEach = (hashes: ReadonlyArray<bigint>, use: (slot: number, hash: bigint) => void): Effect.Effect<number> =>
+      Effect.sync(() => {
+        let found = 0
+        for (const hash of hashes) {
+          const slot = find(hash)
+          if (slot < 0) continue
+          found += 1
+          use(slot, hash)
+        }
+        return found
+      })
+
+    const dropped = (reason: RemovalReason) => (slot: number) => {
+      const hash = index.hashOf(slot)
+      index.drop(slot)
+      removed(hash, reason)
+    }
+
+    yield* Effect.addFinalizer(() =>
+      Effect.zipRight(
+        door.close,
+        Effect.sync(() => {
+          closed = true
+          events.close()
+        })
+      )
+    )
+
+    return {
+      [TypeId]: TypeId,
+      blockBytes,
+      capacity: index.capacity,
+      checksum,
+      offload,
+      onboard,
+      offloadStream,
+      onboardStream,
+      match: (hashes) => Effect.sync(() => prefix(hashes)),
+      has: (hash) => Effect.sync(() => find(hash) >= 0),
+      lease: (hash) =>
+        Effect.flatMap(
+          lease(() => find(hash) < 0 ? [] : [hash]),
+          ([only]) => only === undefined ? Effect.fail(new BlockNotFound({ hash })) : Effect.succeed(only)
+        ),
+      leasePrefix: (hashes) => lease(() => hashes.slice(0, prefix(hashes))),
+      touch: (hashes) => ofEach(hashes, (slot) => index.touch(slot)),
+      remove: (hashes) => ofEach(hashes, dropped("removed")),
+      reset: Effect.suspend(() => walk(everyStorage, dropped("reset"))),
+      hashes: Effect.suspend(() => {
+        const found: Array<bigint> = []
+        return Effect.as(
+          walk(everyStorage, (slot) => {
+            const hash = index.hashOf(slot)
+            if (find(hash) === slot) found.push(hash)
+          }),
+          found
+        )
+      }),
+      stats: Effect.sync((): Stats => ({
+        capacity: index.capacity,
+        blocks: index.blocks,
+        pinned: index.pinned,
+        inFlight: gate.taken,
+        ...counts,
+        storages: index.storages.map(({ blocks, capacity, failed, retired }, number) => ({
+          path: storages[number]?.path ?? "",
+          capacity,
+          blocks,
+          retired,
+          failed
+        }))
+      })),
+      events: events.stream
+    }
+  })
