@@ -1,5 +1,6 @@
 /** The checksums of blocks, on the thread that calls, as the words that the index keeps. */
 import * as Effect from "effect/Effect"
+import { setImmediate } from "node:timers"
 import * as zlib from "node:zlib"
 import type { Checksum } from "../BlockStore.js"
 import { InvalidOption } from "../DiskStorageError.js"
