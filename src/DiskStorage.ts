@@ -23,6 +23,7 @@ import type {
   ExtentsUnavailable,
   IoFailed,
   IoStalled,
+  KeepFailed,
   ReleaseFailed,
   StorageClosed,
   StorageUnlinked,
@@ -54,14 +55,14 @@ export type TypeId = typeof TypeId
  * @category models
  */
 export interface DiskStorageOptions {
-  /** Bytes: a whole number above 0. The file is this rounded up to max(4096, offset alignment). */
+  /** Bytes: a whole number above 0. The file is this rounded up to max(4096, offset alignment), and one more of those with `keepAt`. */
   readonly size: number
   /** Where the file is made; created (mode 0700) when missing, and left. Default `/tmp/`. */
   readonly directory?: string | undefined
   /**
    * `required` (default): O_DIRECT was taken and read back, or the acquisition fails; a warning where I/O is buffered all the same.
-   * `proven`: a write and a read of the file's first page went past the page cache, or the acquisition fails with
-   * `DirectIoUnavailable`. `preferred`: buffered I/O, with a warning, where O_DIRECT was not taken. `disabled`: buffered I/O.
+   * `proven`: a write and a read of the file's first page (of the private one of a file that is taken up) went past the page cache, or
+   * the acquisition fails with `DirectIoUnavailable`. `preferred`: buffered I/O, with a warning, where O_DIRECT was not taken. `disabled`: buffered I/O.
    */
   readonly directIo?: "proven" | "required" | "preferred" | "disabled" | undefined
   /**
@@ -82,6 +83,13 @@ export interface DiskStorageOptions {
   readonly prewrite?: boolean | undefined
   /** Unlink the file right after its creation, before anything is allocated: nothing to leave behind, nothing to register. */
   readonly earlyUnlink?: boolean | undefined
+  /**
+   * Path at which `keep` leaves the file, and at which a file that a storage of the same `size` has kept is taken up. `directory` is that
+   * of this path. Until it is kept the file has a name of its own, and is gone at release: what is taken up can be taken up once, and
+   * there is nothing to take up after a crash. Who of two processes is second gets a new file. What is at the path and was not kept by a
+   * storage is not touched: a warning tells of it. What was kept and does not fit is removed, with a warning.
+   */
+  readonly keepAt?: string | undefined
 }
 
 /**
@@ -110,15 +118,16 @@ export interface Alignment {
 }
 
 /**
- * How the file got its blocks. `overwritesMayRunOutOfSpace` is false only where it is known that every block of the file is
+ * How the file got its blocks; `kept` is that of a file that was taken up, whose blocks are told by its map of extents, where the
+ * filesystem has one. `overwritesMayRunOutOfSpace` is false only where it is known that every block of the file is
  * reserved and rewritten in place.
  *
  * @since 0.1.0
  * @category models
  */
 export interface Allocation {
-  readonly method: "fallocate" | "zero-fill" | "truncate"
-  /** Whether every extent has been written once: by a zero-fill, or by `prewrite`. */
+  readonly method: "fallocate" | "zero-fill" | "truncate" | "kept"
+  /** Whether every extent is known to have been written once: by a zero-fill, by `prewrite`, or before it was kept. */
   readonly written: boolean
   readonly overwritesMayRunOutOfSpace: boolean
 }
@@ -287,6 +296,17 @@ export interface DiskStorage {
   /** Releases one registration; false when there is none. */
   readonly deregister: <I, S>(tag: Context.Tag<I, S>) => Effect.Effect<boolean, StorageClosed>
 
+  /** Where the storage is to be kept, and whether its content is that of one which was kept there; undefined without `keepAt`. */
+  readonly keptAt: { readonly path: string; readonly takenUp: boolean } | undefined
+  /**
+   * Keeps the file at `keepAt` for the next storage that is made with that, in place of unlinking it at release: syncs it, labels it
+   * and gives it that name in one step. It is for the end of a storage: it waits for what is in flight, releases the registrations,
+   * and everything but `close`, `unlinked` and `keep` itself fails with `StorageClosed` afterwards, since what is kept must not change.
+   * When it fails the file is unlinked at release, unless `keep` is called again and succeeds; where an option is missing or something is
+   * in the way, the storage can be used as before. Not for the inside of `withFd`: it would wait for itself.
+   */
+  readonly keep: Effect.Effect<void, KeepFailed | StorageClosed>
+
   /**
    * Releases now what the end of the Scope releases: waits for what is in flight, releases registrations, unlinks, closes. Every
    * failed step is in `ReleaseFailed`; calling it again tells the same and does nothing. Not for the inside of `withFd` nor of a
@@ -341,7 +361,7 @@ export const ProgressListener: Context.Reference<
 > = internalProgress.ProgressListener
 
 /**
- * Acquires a storage: makes the temp file, sets O_DIRECT and reads it back, finds the alignment, allocates. Whatever step fails
+ * Acquires a storage: makes the temp file, or takes up the one that was kept, sets O_DIRECT and reads it back, finds the alignment, allocates. Whatever step fails
  * or is interrupted, the file is unlinked and closed before the failure is seen; after success that happens when the Scope ends.
  *
  * @example

@@ -10,12 +10,21 @@ import * as Fiber from "effect/Fiber"
 import * as Scope from "effect/Scope"
 import type { DiskStorage, DiskStorageOptions } from "../DiskStorage.js"
 import type { AcquireError } from "../DiskStorageError.js"
-import { DuplicateKey, ExtentsUnavailable, ReleaseFailed, StorageUnlinked, UnlinkFailed } from "../DiskStorageError.js"
+import {
+  DuplicateKey,
+  ExtentsUnavailable,
+  KeepFailed,
+  ReleaseFailed,
+  StorageUnlinked,
+  UnlinkFailed
+} from "../DiskStorageError.js"
 import { IoEngine } from "../IoEngine.js"
 import { Syscalls } from "../Syscalls.js"
 import type { Door } from "./door.js"
 import { makeDoor } from "./door.js"
 import { mapOf } from "./extents.js"
+import { openFile } from "./ioQueue.js"
+import * as keptFile from "./keptFile.js"
 import type { ResolvedOptions } from "./options.js"
 import { resolve } from "./options.js"
 import * as temporaryFile from "./temporaryFile.js"
@@ -111,15 +120,17 @@ const acquire = (
     const preparing = yield* Effect.forkIn(temporaryFile.prepare(syscalls, engine, options, file), scope)
     const prepared = yield* Effect.onInterrupt(Fiber.join(preparing), () => Fiber.interrupt(preparing))
     const { path } = file
-    const { alignment, allocation, directIo, fd, filesystem } = prepared
+    const { alignment, allocated, allocation, directIo, fd, filesystem, place } = prepared
     const door = makeDoor(path)
     const registrations = makeRegistrations(file, door)
     yield* Effect.addFinalizer((exit) => registrations.release(failures, exit))
     // Ends after the door has closed, and waits for the transfers, which it counts by itself.
-    const direct = directIo.flag && directIo.verdict !== "buffered" && allocation.method !== "truncate"
-    const ioFile = yield* engine.file(fd, { path, direct, alignment: alignment.offset })
+    const direct = directIo.flag && directIo.verdict !== "buffered" && allocated
+    const ioScope = yield* Scope.fork(scope, ExecutionStrategy.sequential)
+    const ioFile = yield* Scope.extend(engine.file(fd, { path, direct, alignment: alignment.offset }), ioScope)
     const transfers = yield* makeTransfers(engine, ioFile, options.size, prepared, door)
-    yield* Effect.addFinalizer(() => door.close)
+    const keepDoor = makeDoor(path)
+    yield* Effect.addFinalizer(() => Effect.zipRight(keepDoor.close, door.close))
 
     const unlinkLock = yield* Effect.makeSemaphore(1)
     const unlink = door.enter((restore) =>
@@ -139,6 +150,27 @@ const acquire = (
           Effect.map((unlink: Either.Either<void, UnlinkFailed>) => ({ registration, unlink }))
         ))
 
+    const keepLock = yield* Effect.makeSemaphore(1)
+    const keepFile = Effect.gen(function*() {
+      if (file.kept) return
+      if (place === undefined) return yield* new KeepFailed({ path, reason: "no keepAt" })
+      const keepAt = place.path
+      const linked = Effect.suspend(() =>
+        file.linked ? Effect.void : Effect.fail(new KeepFailed({ path, keepAt, reason: "unlinked" }))
+      )
+      // While the storage can still be used: nothing is lost by these.
+      yield* linked
+      yield* keptFile.checkFree(syscalls, file, keepAt)
+      // From here on nobody changes the content, nor begins to; a lent descriptor and a registration could.
+      yield* door.close
+      yield* linked
+      yield* Effect.uninterruptible(
+        Effect.zipRight(Scope.close(ioScope, Exit.void), registrations.release(failures, Exit.void))
+      )
+      if (openFile(ioFile).inFlight > 0) return yield* new KeepFailed({ path, keepAt, reason: "stalled" })
+      yield* keptFile.keep(syscalls, file, fd, place, options.size)
+    })
+
     return {
       [TypeId]: TypeId,
       storageType: { _tag: "Disk" },
@@ -154,13 +186,15 @@ const acquire = (
         Effect.mapError(mapOf(syscalls, fd, 0, prepared.length), (cause) => new ExtentsUnavailable({ path, cause }))
       ),
       withFd: (use) => door.enter((restore) => restore(use(fd))),
-      unlinked: Effect.sync(() => !file.linked),
+      unlinked: Effect.sync(() => !file.linked && !file.kept),
       unlink,
       register: registrations.register,
       registerThenUnlink,
       registration: registrations.registration,
       isRegistered: registrations.isRegistered,
       deregister: registrations.deregister,
+      keptAt: place && { path: place.path, takenUp: place.takenUp },
+      keep: keepDoor.enter((restore) => restore(keepLock.withPermits(1)(keepFile))),
       close: Effect.uninterruptible(Scope.close(scope, Exit.void)).pipe(
         Effect.zipRight(Deferred.await(released)),
         Effect.zipRight(

@@ -1,4 +1,5 @@
 /** What is known of filesystems by their magic number (`uapi/linux/magic.h`; the vendors' for zfs, lustre, gpfs and bcachefs). */
+import * as AlignedBuffer from "../AlignedBuffer.js"
 import type { DirectIoState } from "../DiskStorage.js"
 import type { Statx } from "../Syscalls.js"
 import { STATX_ATTR_DAX } from "../Syscalls.js"
@@ -38,6 +39,10 @@ const rewritesInPlace = new Set<string>(["ext2/ext3/ext4", "xfs", "tmpfs"])
 
 export const overwritesMayRunOutOfSpace = (type: number, nocow: boolean): boolean =>
   type === BTRFS ? !nocow : !rewritesInPlace.has(filesystemName(type))
+
+/** A page satisfies every filesystem that takes the flag and does not say what it wants; btrfs wants its own block. */
+export const alignmentWithoutAnswer = (type: number, blockSize: number): number =>
+  type === BTRFS ? Math.max(AlignedBuffer.pageSize, blockSize) : AlignedBuffer.pageSize
 
 /**
  * What pages in the page cache say of I/O on a filesystem: where it went, nothing since they are all there is, or nothing since the

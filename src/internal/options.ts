@@ -14,13 +14,20 @@ export interface ResolvedOptions {
   readonly fallback: "truncate" | "zero-fill"
   readonly prewrite: boolean
   readonly earlyUnlink: boolean
+  /** Lies in `directory`. */
+  readonly keepAt: string | undefined
 }
 
 /** As in the Rust original. */
 export const defaultDirectory = "/tmp/"
 
+/** The most bytes of a name in a directory (`uapi/linux/limits.h`). */
+const nameMax = 255
+
 /** `offset`, `length` and `size` may be this large: what both a JavaScript number and an `off_t` can hold, on whole pages. */
 export const maxSize = Number.MAX_SAFE_INTEGER - (Number.MAX_SAFE_INTEGER % 65_536)
+
+const quote = (value: unknown) => JSON.stringify(value) ?? String(value)
 
 const oneOf = <const A extends string>(option: string, values: ReadonlyArray<A>, value: A | undefined, fallback: A) =>
   value === undefined
@@ -28,12 +35,35 @@ const oneOf = <const A extends string>(option: string, values: ReadonlyArray<A>,
     : values.includes(value)
     ? Effect.succeed(value)
     : Effect.fail(
-      new InvalidOption({ option, value: JSON.stringify(value) ?? String(value), expected: values.join(", ") })
+      new InvalidOption({ option, value: quote(value), expected: values.join(", ") })
     )
+
+const withoutSlashes = (directory: string) => directory.replace(/\/+$/, "") || "/"
+
+/** The directory of the file: that of `keepAt`, where it is given. */
+const directoryOf = (
+  { directory, keepAt }: DiskStorageOptions,
+  earlyUnlink: boolean
+): Effect.Effect<string, InvalidOption> => {
+  if (keepAt === undefined) return Effect.succeed(directory ?? defaultDirectory)
+  const value = quote(keepAt)
+  const refused = (expected: string) => Effect.fail(new InvalidOption({ option: "keepAt", value, expected }))
+  if (typeof keepAt !== "string" || keepAt.includes("\0")) return refused("a path: without NUL")
+  const slash = keepAt.lastIndexOf("/")
+  const name = keepAt.slice(slash + 1)
+  if (["", ".", ".."].includes(name) || new TextEncoder().encode(name).byteLength > nameMax) {
+    return refused(`the path of a file: its name has 1 to ${nameMax} bytes`)
+  }
+  if (earlyUnlink) return refused("a path without earlyUnlink: true, which leaves nothing to keep")
+  const parent = slash === -1 ? "." : keepAt.slice(0, slash + 1)
+  return typeof directory !== "string" || withoutSlashes(directory) === withoutSlashes(parent)
+    ? Effect.succeed(directory ?? parent)
+    : refused(`a path in the option directory, ${directory}, or leave that out`)
+}
 
 export const resolve = (options: DiskStorageOptions): Effect.Effect<ResolvedOptions, InvalidOption> =>
   Effect.gen(function*() {
-    const { directory = defaultDirectory, earlyUnlink = false, prewrite = false, size } = options
+    const { earlyUnlink = false, prewrite = false, size } = options
     if (!Number.isSafeInteger(size) || size <= 0 || size > maxSize) {
       return yield* new InvalidOption({
         option: "size",
@@ -41,10 +71,11 @@ export const resolve = (options: DiskStorageOptions): Effect.Effect<ResolvedOpti
         expected: `a whole number of bytes from 1 to ${maxSize}`
       })
     }
+    const directory = yield* directoryOf(options, earlyUnlink)
     if (typeof directory !== "string" || directory === "" || directory.includes("\0")) {
       return yield* new InvalidOption({
         option: "directory",
-        value: JSON.stringify(directory) ?? String(directory),
+        value: quote(directory),
         expected: "a path: not empty, without NUL"
       })
     }
@@ -58,6 +89,7 @@ export const resolve = (options: DiskStorageOptions): Effect.Effect<ResolvedOpti
       directory,
       prewrite,
       earlyUnlink,
+      keepAt: options.keepAt,
       directIo: yield* oneOf("directIo", ["proven", "required", "preferred", "disabled"], options.directIo, "required"),
       openStrategy: yield* oneOf("openStrategy", ["default", "open-direct"], options.openStrategy, "default"),
       fallback: yield* oneOf("fallback", ["truncate", "zero-fill"], options.fallback, "truncate")
@@ -71,7 +103,9 @@ export const unwrapOptions = (
   if (Config.isConfig(config)) return config
   const { size, ...rest } = config
   const optional: Types.Mutable<typeof rest> = rest
-  for (const key of ["directory", "directIo", "openStrategy", "fallback", "prewrite", "earlyUnlink"] as const) {
+  for (
+    const key of ["directory", "directIo", "openStrategy", "fallback", "prewrite", "earlyUnlink", "keepAt"] as const
+  ) {
     if (optional[key] === undefined) delete optional[key]
   }
   return Config.unwrap<DiskStorageOptions>({ size, ...optional })

@@ -17,7 +17,9 @@ import {
 import type { IoEngine } from "../IoEngine.js"
 import type { SyscallError, Syscalls } from "../Syscalls.js"
 import { errnos, FALLOC_FL_WRITE_ZEROES, FS_NOCOW_FL } from "../Syscalls.js"
+import { mapOf } from "./extents.js"
 import {
+  alignmentWithoutAnswer,
   BTRFS,
   copiesOnWrite,
   directIoVerdict,
@@ -26,6 +28,7 @@ import {
   pageCacheOf
 } from "./filesystems.js"
 import type { PageCache } from "./filesystems.js"
+import * as keptFile from "./keptFile.js"
 import * as linkedFiles from "./linkedFiles.js"
 import { observeRead, observeWrite } from "./observe.js"
 import type { ResolvedOptions } from "./options.js"
@@ -42,22 +45,30 @@ const deviceZeroBytes = 1024 * 1024 * 1024
 
 export type ReleaseFailure = ReleaseFailed["failures"][number]
 
-/** What there is to undo. `fds` holds a second descriptor only while the file is being reopened. */
+/**
+ * What there is to undo. `fds` holds a second descriptor only while the file is being reopened or taken up. `linked`: `path` is its
+ * name, to be unlinked. `takenFrom`: the name that it had, and gets back should it not be used. `kept`: it has that name for good.
+ */
 export interface TemporaryFile {
   readonly path: string
   readonly fds: Array<number>
   linked: boolean
+  takenFrom: string | undefined
+  kept: boolean
 }
 
 /** What was found out about the file and done to it. */
 export interface Prepared {
   readonly fd: number
-  /** Bytes of the file: its size and the padding above. */
+  /** Bytes of the file: its size and the padding above; the label of a file that can be kept lies behind them. */
   readonly length: number
+  readonly place: keptFile.Place | undefined
   readonly filesystem: { readonly type: number; readonly name: string }
   readonly directIo: DirectIoState
   readonly alignment: Alignment
   readonly allocation: Allocation
+  /** Whether writes are known to meet allocated blocks. */
+  readonly allocated: boolean
 }
 
 const is = (...codes: ReadonlyArray<keyof typeof errnos>) => {
@@ -101,7 +112,7 @@ export const create = (
 ): Effect.Effect<TemporaryFile, DirectoryUnusable | CreateFailed> => {
   const prefix = `${directory.replace(/\/+$/, "")}/${namePrefix}`
   const file = syscalls.mkostemp(prefix, syscalls.flags.O_CLOEXEC).pipe(
-    Effect.map(({ fd, path }): TemporaryFile => ({ path, fds: [fd], linked: true })),
+    Effect.map(({ fd, path }): TemporaryFile => ({ path, fds: [fd], linked: true, takenFrom: undefined, kept: false })),
     Effect.mapError(creationFailed("create file", directory, `${prefix}XXXXXX`))
   )
   const madeDirectory = Effect.mapError(
@@ -123,7 +134,7 @@ export const unlink = (syscalls: Syscalls, file: TemporaryFile): Effect.Effect<v
     )
   )
 
-/** Unlinks, then closes; a step that fails is told in `failures` and skips nothing. */
+/** Unlinks, or gives its name back, then closes; a step that fails is told in `failures` and skips nothing. */
 export const release = (
   syscalls: Syscalls,
   file: TemporaryFile,
@@ -132,7 +143,12 @@ export const release = (
   Effect.suspend(() => {
     const report = (step: "unlink" | "close") => (cause: SyscallError) =>
       Effect.sync(() => void failures.push({ step, cause }))
-    const unlinked = file.linked ? Effect.catchAll(unlink(syscalls, file), report("unlink")) : Effect.void
+    const unlinked = file.linked
+      ? Effect.flatMap(
+        keptFile.givenBack(syscalls, file),
+        (given) => given ? Effect.void : Effect.catchAll(unlink(syscalls, file), report("unlink"))
+      )
+      : Effect.void
     const closed = Effect.suspend(() =>
       Effect.forEach(file.fds.splice(0), (fd) => Effect.catchAll(syscalls.close(fd), report("close")), {
         discard: true
@@ -187,6 +203,18 @@ const disableCopyOnWrite = (
         Effect.annotateLogs({ path: file.path, cause: cause.message }),
         Effect.as(false)
       )),
+    Effect.mapError(failedAt("inspect", file.path))
+  )
+
+/** A file that has content keeps the flag that it has. */
+const isOutOfCopyOnWrite = (
+  syscalls: Syscalls,
+  file: TemporaryFile,
+  fd: number
+): Effect.Effect<boolean, CreateFailed> =>
+  syscalls.ioctlGetFlags(fd).pipe(
+    Effect.map((flags) => (flags & FS_NOCOW_FL) !== 0),
+    Effect.catchIf(isFlagRefused, () => Effect.succeed(false)),
     Effect.mapError(failedAt("inspect", file.path))
   )
 
@@ -293,7 +321,7 @@ const zeroInDevice = (
 
 /**
  * Whether an overwrite and a read of the first `unit` bytes go past the page cache: real I/O, before anything is allocated that
- * would take long.
+ * would take long. Of a file that was taken up it is the unit of its label, which is overwritten with what is there.
  */
 const prove = (
   syscalls: Syscalls,
@@ -302,6 +330,7 @@ const prove = (
   filesystem: string,
   pageCache: PageCache,
   unit: number,
+  label: number | undefined,
   said: DirectIoState
 ): Effect.Effect<DirectIoState, DirectIoUnavailable | OutOfSpace | BufferUnavailable> =>
   Effect.scoped(Effect.gen(function*() {
@@ -310,17 +339,37 @@ const prove = (
     bytes.fill(0)
     const target = { fd, pageCache }
     const unavailable = (...reasons: ReadonlyArray<string>) => new DirectIoUnavailable({ path, filesystem, reasons })
-    yield* Effect.mapError(syscalls.pwrite(fd, bytes, 0), (cause) =>
-      isNoRoom(cause)
-        ? new OutOfSpace({ path, method: "fallocate", needed: unit, cause })
-        : unavailable(cause.message))
-    const write = yield* observeWrite(syscalls, target, 0, bytes)
-    const read = yield* observeRead(syscalls, target, 0, bytes)
+    const offset = label ?? 0
+    if (label === undefined) {
+      yield* Effect.mapError(syscalls.pwrite(fd, bytes, offset), (cause) =>
+        isNoRoom(cause)
+          ? new OutOfSpace({ path, method: "fallocate", needed: unit, cause })
+          : unavailable(cause.message))
+    } else {
+      const read = yield* Effect.mapError(syscalls.pread(fd, bytes, offset), (cause) => unavailable(cause.message))
+      if (read !== unit) return yield* unavailable(`${read} of ${unit} bytes could be read`)
+    }
+    const write = yield* observeWrite(syscalls, target, offset, bytes)
+    const read = yield* observeRead(syscalls, target, offset, bytes)
     if (write.path === "direct" && read.path === "direct") {
       return { flag: true, verdict: "direct", reason: `proven: ${write.evidence}, and ${read.evidence}` }
     }
     return yield* unavailable(`write: ${write.evidence}`, `read: ${read.evidence}`, said.reason)
   }))
+
+/** What the blocks of a file are that has been allocated before, as far as its filesystem tells. */
+const allocatedBefore = (
+  syscalls: Syscalls,
+  fd: number,
+  length: number
+): Effect.Effect<{ readonly allocated: boolean; readonly written: boolean }> =>
+  mapOf(syscalls, fd, 0, length).pipe(
+    Effect.map((map) => ({
+      allocated: map.every(({ kind }) => kind === "written" || kind === "unwritten"),
+      written: map.every(({ kind }) => kind === "written")
+    })),
+    Effect.orElseSucceed(() => ({ allocated: false, written: false }))
+  )
 
 type AllocateError = OutOfSpace | AllocationFailed | BufferUnavailable | IoStalled
 
@@ -336,7 +385,7 @@ const allocate = (
 ): Effect.Effect<Pick<Allocation, "method" | "written">, AllocateError> => {
   const { path } = file
   type Allocated = Pick<Allocation, "method" | "written">
-  const failed = (method: Allocation["method"]) => (cause: SyscallError) =>
+  const failed = (method: AllocationFailed["method"]) => (cause: SyscallError) =>
     isNoRoom(cause)
       ? new OutOfSpace({ path, method, needed: length, cause })
       : new AllocationFailed({ path, method, cause })
@@ -381,6 +430,12 @@ export const prepare = (
 ): Effect.Effect<Prepared, AcquireError> =>
   Effect.gen(function*() {
     const { path } = file
+    const { keepAt } = options
+    // Beside the file, whose path is absolute, so that the working directory may change.
+    const keptPath = keepAt === undefined
+      ? undefined
+      : `${path.slice(0, path.lastIndexOf("/") + 1)}${keepAt.slice(keepAt.lastIndexOf("/") + 1)}`
+    const label = keptPath === undefined ? undefined : yield* keptFile.takeUp(syscalls, file, keptPath, options)
     const created = Arr.unsafeGet(file.fds, 0)
     const opened = options.openStrategy === "open-direct" && options.directIo !== "disabled"
       ? yield* reopen(syscalls, file, created)
@@ -390,7 +445,8 @@ export const prepare = (
 
     const { blockSize, type } = yield* Effect.mapError(syscalls.fstatfs(fd), failedAt("inspect", path))
     const filesystem = { type, name: filesystemName(type) }
-    const nocow = type === BTRFS && (yield* disableCopyOnWrite(syscalls, file, fd))
+    const nocow = type === BTRFS &&
+      (yield* (label === undefined ? disableCopyOnWrite : isOutOfCopyOnWrite)(syscalls, file, fd))
 
     const direct = yield* setDirect(syscalls, options, file, fd, opened.refused)
     if (!direct.flag && options.directIo !== "disabled") {
@@ -416,8 +472,7 @@ export const prepare = (
         verdict: "buffered",
         reason: options.directIo === "disabled" ? "O_DIRECT was not asked for" : "O_DIRECT was refused"
       }
-    // A page satisfies every filesystem that takes the flag and does not say what it wants; btrfs wants its own block.
-    const unanswered = type === BTRFS ? Math.max(AlignedBuffer.pageSize, blockSize) : AlignedBuffer.pageSize
+    const unanswered = alignmentWithoutAnswer(type, blockSize)
     // A refused NOCOW has been warned of.
     if (options.directIo !== "proven" && direct.flag && type !== BTRFS && said.verdict === "buffered") {
       yield* Effect.logWarning("O_DIRECT was accepted, and I/O is buffered all the same").pipe(
@@ -428,32 +483,49 @@ export const prepare = (
     const alignment = { memory: direct.flag ? answered?.memoryAlignment || unanswered : 1, offset, length: offset }
 
     // Whole pages, so that an aligned write of the last one neither grows nor fails; what is above `size` is padding.
-    const unit = Math.max(AlignedBuffer.pageSize, offset)
-    const accepted = options.directIo === "proven"
-      ? yield* prove(syscalls, file, fd, filesystem.name, pageCacheOf(type, statx), unit, said)
-      : said
+    const unit = label?.unit ?? Math.max(AlignedBuffer.pageSize, offset)
     const length = Math.ceil(options.size / unit) * unit
+    const labelAt = label === undefined ? undefined : length
+    const accepted = options.directIo === "proven"
+      ? yield* prove(syscalls, file, fd, filesystem.name, pageCacheOf(type, statx), unit, labelAt, said)
+      : said
     const useless = options.prewrite ? copiesOnWrite(type, nocow) : undefined
     if (useless !== undefined) return yield* new PrewriteRefused({ path, filesystem: filesystem.name, reason: useless })
-    const { method, written } = yield* allocate(syscalls, engine, options, file, fd, length, direct.flag, alignment)
+    const place: keptFile.Place | undefined = keptPath === undefined
+      ? undefined
+      : {
+        path: keptPath,
+        takenUp: label !== undefined,
+        offset: length,
+        unit: (yield* AlignedBuffer.make(unit)).bytes
+      }
+    const fileBytes = place === undefined ? length : keptFile.lengthOf(options.size, unit)
+    const { allocated, method, written } = label === undefined
+      ? yield* Effect.map(
+        allocate(syscalls, engine, options, file, fd, fileBytes, direct.flag, alignment),
+        (made) => ({ ...made, allocated: made.method !== "truncate" })
+      )
+      : { ...yield* allocatedBefore(syscalls, fd, length), method: "kept" as const }
     // Measured on ext2: the kernel writes into a hole of a file without extents through the page cache, whatever the flag.
-    const directIo = method === "truncate" && accepted.verdict === "direct"
+    const directIo = !allocated && accepted.verdict === "direct"
       ? { ...accepted, reason: `${accepted.reason}; the first write into each hole may be buffered` }
       : accepted
     const allocation = {
       method,
       written,
-      overwritesMayRunOutOfSpace: method === "truncate" || overwritesMayRunOutOfSpace(type, nocow)
+      overwritesMayRunOutOfSpace: !allocated || overwritesMayRunOutOfSpace(type, nocow)
     }
+    // Last, so that whatever fails before leaves it as it was.
+    if (place?.takenUp === true) yield* keptFile.erase(syscalls, file, fd, place)
     yield* Effect.logDebug("disk storage acquired").pipe(
       Effect.annotateLogs({
         path,
-        bytes: length,
+        bytes: fileBytes,
         filesystem: filesystem.name,
         allocation: method,
         directIo: `${directIo.verdict}: ${directIo.reason}`,
         alignment: offset
       })
     )
-    return { fd, length, filesystem, directIo, alignment, allocation }
+    return { fd, length, place, filesystem, directIo, alignment, allocation, allocated }
   })

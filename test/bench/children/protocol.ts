@@ -17,5 +17,5 @@ export type Task = typeof Task.Type
 export const Report = Schema.parseJson(Schema.Struct({
   pid: Schema.Number,
   name: Schema.String,
-  method: Schema.Literal("fallocate", "zero-fill", "truncate")
+  method: Schema.Literal("fallocate", "zero-fill", "truncate", "kept")
 }))

@@ -1,0 +1,381 @@
+/**
+ * Files that are kept over a restart: the label that says so, and how such a file is found, taken up, given back and kept.
+ *
+ * The label is the last page of the file. A file has a valid one only while nothing changes its content: from the end of a `keep`
+ * until it is erased, on the disk, before the storage that took the file up is handed out.
+ */
+import * as Effect from "effect/Effect"
+import * as Random from "effect/Random"
+import { Buffer } from "node:buffer"
+import { createHash } from "node:crypto"
+import type { DiskStorageOptions } from "../DiskStorage.js"
+import { CreateFailed, FileReplaced, KeepFailed } from "../DiskStorageError.js"
+import { errnos, S_IFMT, S_IFREG, SyscallError } from "../Syscalls.js"
+import type { Statx, Syscalls } from "../Syscalls.js"
+import { alignmentWithoutAnswer } from "./filesystems.js"
+import * as linkedFiles from "./linkedFiles.js"
+import type { TemporaryFile } from "./temporaryFile.js"
+
+/** What makes a file one of ours. It stays when the label is erased, so that the file is known for what it is after a power cut. */
+const magic = Buffer.from("effect-disk-kept")
+const version = 1
+
+/** Bytes of the label, at the end of the file whatever its unit is, so that it is found before that is known. */
+export const labelBytes = 4096
+
+// Where the fields of a label are; the rest is zero.
+const versionAt = 16
+const sizeAt = 24
+const lengthAt = 32
+const unitAt = 40
+const idAt = 48
+const idBytes = 16
+const digestAt = 64
+const digestBytes = 32
+
+export interface Label {
+  /** bytes, as asked when the storage was made */
+  readonly size: number
+  /** bytes of the file, this label included */
+  readonly length: number
+  /** What the length is a multiple of; the last of it is private, and ends with the label. */
+  readonly unit: number
+  /** Another one each time that a storage is kept. */
+  readonly id: Uint8Array
+}
+
+const digestOf = (page: Uint8Array): Buffer => {
+  const copy = Buffer.from(page)
+  copy.fill(0, digestAt, digestAt + digestBytes)
+  return createHash("sha256").update(copy).digest()
+}
+
+export const encode = ({ id, length, size, unit }: Label): Uint8Array => {
+  const page = Buffer.alloc(labelBytes)
+  page.set(magic, 0)
+  page.writeUInt32LE(version, versionAt)
+  page.writeBigUInt64LE(BigInt(size), sizeAt)
+  page.writeBigUInt64LE(BigInt(length), lengthAt)
+  page.writeBigUInt64LE(BigInt(unit), unitAt)
+  page.set(id, idAt)
+  page.set(digestOf(page), digestAt)
+  return page
+}
+
+/** Of a file that was kept and may change now, or may have. */
+export const erased: Uint8Array = Buffer.concat([magic], labelBytes)
+
+/** A label, or why it is none; undefined for what is not one of ours. */
+export const decode = (bytes: Uint8Array): Label | string | undefined => {
+  const page = Buffer.from(bytes)
+  if (page.byteLength !== labelBytes || !page.subarray(0, magic.byteLength).equals(magic)) return undefined
+  if (page.equals(erased)) return "it was taken up and not kept again"
+  if (!page.subarray(digestAt, digestAt + digestBytes).equals(digestOf(page))) return "its label is torn"
+  const found = page.readUInt32LE(versionAt)
+  if (found !== version) return `its label is of version ${found}`
+  return {
+    size: Number(page.readBigUInt64LE(sizeAt)),
+    length: Number(page.readBigUInt64LE(lengthAt)),
+    unit: Number(page.readBigUInt64LE(unitAt)),
+    id: Uint8Array.from(page.subarray(idAt, idAt + idBytes))
+  }
+}
+
+/** The length of a file that can be kept: whole units for `size`, and one for the label. */
+export const lengthOf = (size: number, unit: number): number => Math.ceil(size / unit) * unit + unit
+
+/** What a file must be to be taken up. */
+export interface Wanted {
+  readonly size: number
+  readonly directIo: Exclude<DiskStorageOptions["directIo"], undefined>
+}
+
+type Found =
+  | { readonly _tag: "Nothing" }
+  /** Not one of ours, and not to be touched. */
+  | { readonly _tag: "Foreign"; readonly what: string }
+  /** One of ours: to be taken up, or why not. */
+  | { readonly _tag: "Ours"; readonly label: Label | string }
+
+const is = (...codes: ReadonlyArray<keyof typeof errnos>) => {
+  const numbers = codes.map((code): number => errnos[code])
+  return (error: SyscallError) => numbers.includes(error.errno)
+}
+
+/** How `open` says that what is there is not to be read and written by this process. */
+const isForbidden = is("EACCES", "EISDIR", "ELOOP", "ENXIO", "EPERM", "EROFS", "ETXTBSY")
+
+/** Of the kinds of file (`S_IFMT`). */
+const kinds = new Map<number, string>([
+  [0o040_000, "a directory"],
+  [0o120_000, "a symbolic link"],
+  [0o010_000, "a FIFO"],
+  [0o140_000, "a socket"],
+  [0o020_000, "a character device"],
+  [0o060_000, "a block device"]
+])
+
+/** Calls of one transfer that may be short before it is given up. */
+const maxShortTransfers = 8
+
+/** Reads until `bytes` are full or the file ends. */
+const readFully = (
+  syscalls: Syscalls,
+  fd: number,
+  bytes: Uint8Array,
+  offset: number
+): Effect.Effect<boolean, SyscallError> => {
+  const from = (done: number, calls: number): Effect.Effect<boolean, SyscallError> =>
+    done === bytes.byteLength
+      ? Effect.succeed(true)
+      : calls === maxShortTransfers
+      ? Effect.succeed(false)
+      : Effect.flatMap(syscalls.pread(fd, bytes.subarray(done), offset + done), (read) => from(done + read, calls + 1))
+  return from(0, 0)
+}
+
+/** Direct I/O takes a short write up nowhere but at a multiple of its alignment: all of `bytes` is written again. */
+const writeFully = (
+  syscalls: Syscalls,
+  fd: number,
+  bytes: Uint8Array,
+  offset: number,
+  calls = 1
+): Effect.Effect<void, SyscallError> =>
+  Effect.flatMap(syscalls.pwrite(fd, bytes, offset), (written) =>
+    written === bytes.byteLength
+      ? Effect.void
+      : calls < maxShortTransfers
+      ? writeFully(syscalls, fd, bytes, offset, calls + 1)
+      : Effect.fail(new SyscallError({ syscall: "pwrite", errno: errnos.EIO, code: "EIO", fd })))
+
+/** Why a label is not that of a file with these facts, or not of one that is wanted. */
+const unfit = (
+  { length, size, unit }: Label,
+  { links, size: bytes }: Statx,
+  wanted: Wanted,
+  wantedUnit: number
+): string | undefined =>
+  links !== 1
+    ? "it has another name, too"
+    : size !== wanted.size
+    ? `it holds ${size} bytes, and ${wanted.size} are asked for`
+    : bytes !== length || unit < labelBytes || length !== lengthOf(size, unit)
+    ? `it is ${bytes} bytes long`
+    : unit % wantedUnit !== 0
+    ? `its pages are of ${unit} bytes, and have to be of ${wantedUnit} now`
+    : undefined
+
+/** What a descriptor is open on: its last page is read, and nothing else; nothing at all unless it is a regular file. */
+const examine = (syscalls: Syscalls, fd: number, wanted: Wanted | undefined): Effect.Effect<Found, SyscallError> =>
+  Effect.gen(function*() {
+    const statx = yield* syscalls.statx(fd)
+    const kind = statx.mode & S_IFMT
+    if (kind !== S_IFREG) return { _tag: "Foreign" as const, what: kinds.get(kind) ?? "no regular file" }
+    const page = new Uint8Array(labelBytes)
+    const whole = statx.size >= labelBytes && statx.size % labelBytes === 0
+    const full = whole && (yield* readFully(syscalls, fd, page, statx.size - labelBytes))
+    const label = full ? decode(page) : undefined
+    if (label === undefined) return { _tag: "Foreign" as const, what: "a file that no storage has kept" }
+    if (typeof label === "string" || wanted === undefined) return { _tag: "Ours" as const, label }
+    const { blockSize, type } = yield* syscalls.fstatfs(fd)
+    const wantedUnit = wanted.directIo === "disabled"
+      ? labelBytes
+      : Math.max(labelBytes, statx.directIo?.offsetAlignment || alignmentWithoutAnswer(type, blockSize))
+    return { _tag: "Ours" as const, label: unfit(label, statx, wanted, wantedUnit) ?? label }
+  })
+
+const withOpen = <A>(
+  syscalls: Syscalls,
+  path: string,
+  flags: number,
+  use: (fd: number) => Effect.Effect<A, SyscallError>
+): Effect.Effect<A, SyscallError> =>
+  Effect.acquireUseRelease(
+    syscalls.open(path, flags | syscalls.flags.O_NOFOLLOW | syscalls.flags.O_CLOEXEC),
+    use,
+    (fd) => Effect.ignore(syscalls.close(fd))
+  )
+
+/**
+ * What is at `path`. Opening a device can do something and opening a FIFO can wait: its kind is asked for first, through a descriptor
+ * that opens nothing.
+ */
+const look = (syscalls: Syscalls, path: string, wanted?: Wanted): Effect.Effect<Found, SyscallError> => {
+  const { O_NONBLOCK, O_PATH, O_RDWR } = syscalls.flags
+  const mode = withOpen(syscalls, path, O_PATH, (fd) => Effect.map(syscalls.statx(fd), ({ mode }) => mode & S_IFMT))
+  const found = Effect.flatMap(mode, (kind): Effect.Effect<Found, SyscallError> =>
+    kind === S_IFREG
+      ? withOpen(syscalls, path, O_RDWR | O_NONBLOCK, (fd) => examine(syscalls, fd, wanted))
+      : Effect.succeed({ _tag: "Foreign", what: kinds.get(kind) ?? "no regular file" }))
+  return Effect.catchAll(
+    found,
+    (error): Effect.Effect<Found, SyscallError> =>
+      error.syscall === "open" && error.errno === errnos.ENOENT
+        ? Effect.succeed({ _tag: "Nothing" })
+        : error.syscall === "pread" || (error.syscall === "open" && isForbidden(error))
+        ? Effect.succeed({ _tag: "Foreign", what: error.message })
+        : Effect.fail(error)
+  )
+}
+
+/** Unless something is there, a file that was taken up and not used gets its name back. */
+const giveBack = (syscalls: Syscalls, file: TemporaryFile, path: string): Effect.Effect<boolean> => {
+  const { O_CLOEXEC, O_NOFOLLOW, O_PATH } = syscalls.flags
+  return syscalls.open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC).pipe(
+    Effect.flatMap(syscalls.close),
+    Effect.as(false),
+    Effect.catchIf(is("ENOENT"), () => Effect.as(syscalls.rename(file.path, path), true)),
+    Effect.orElseSucceed(() => false),
+    Effect.tap((given) => {
+      file.takenFrom = undefined
+      if (given) file.linked = false
+    })
+  )
+}
+
+/** For a release: whether there is nothing to unlink any more. */
+export const givenBack = (syscalls: Syscalls, file: TemporaryFile): Effect.Effect<boolean> =>
+  file.takenFrom === undefined ? Effect.succeed(false) : giveBack(syscalls, file, file.takenFrom)
+
+/**
+ * Takes the file at `path`, which has been looked at, in place of the empty one. The rename does it at once for this process alone: who
+ * comes later finds nothing. Its label is what counts, and not that which was seen before.
+ */
+const claim = (
+  syscalls: Syscalls,
+  file: TemporaryFile,
+  path: string,
+  wanted: Wanted
+): Effect.Effect<Label | undefined, CreateFailed | FileReplaced> =>
+  Effect.uninterruptible(Effect.gen(function*() {
+    const failed = (cause: SyscallError) => new CreateFailed({ step: "take up", path, cause })
+    const renamed = yield* syscalls.rename(path, file.path).pipe(
+      Effect.as(true),
+      Effect.catchIf(is("ENOENT"), () => Effect.succeed(false)),
+      Effect.mapError(failed)
+    )
+    if (!renamed) return undefined
+    file.takenFrom = path
+    const { O_CLOEXEC, O_NOFOLLOW, O_RDWR } = syscalls.flags
+    const fd = yield* Effect.mapError(syscalls.open(file.path, O_RDWR | O_NOFOLLOW | O_CLOEXEC), failed)
+    file.fds.push(fd)
+    const found = yield* Effect.mapError(examine(syscalls, fd, wanted), failed)
+    if (found._tag !== "Ours" || typeof found.label === "string") {
+      // Put there since it was looked at. Should it not go back, it stays where it is now: it is not ours to remove.
+      yield* giveBack(syscalls, file, path)
+      file.linked = false
+      linkedFiles.forget(file.path)
+      return yield* new FileReplaced({ path })
+    }
+    for (const replaced of file.fds.splice(0, file.fds.length - 1)) {
+      yield* Effect.mapError(syscalls.close(replaced), failed)
+    }
+    return found.label
+  }))
+
+/**
+ * The label of the file at `path`, taken up in place of the empty one; undefined when there is none to take up, with a warning that
+ * says why where there is something.
+ */
+export const takeUp = (
+  syscalls: Syscalls,
+  file: TemporaryFile,
+  path: string,
+  wanted: Wanted
+): Effect.Effect<Label | undefined, CreateFailed | FileReplaced> =>
+  Effect.gen(function*() {
+    const found = yield* Effect.mapError(
+      look(syscalls, path, wanted),
+      (cause) => new CreateFailed({ step: "take up", path, cause })
+    )
+    if (found._tag === "Nothing") return undefined
+    if (found._tag === "Foreign") {
+      yield* Effect.logWarning(
+        `${path} was not kept by a storage and is not touched; this storage is new, and cannot be kept while that is there`
+      ).pipe(Effect.annotateLogs({ path: file.path, found: found.what }))
+      return undefined
+    }
+    if (typeof found.label !== "string") return yield* claim(syscalls, file, path, wanted)
+    yield* Effect.logWarning(`what was kept at ${path} is removed and not used: ${found.label}`).pipe(
+      Effect.annotateLogs({ path: file.path })
+    )
+    // The disk may not hold both. One that cannot be removed is replaced when this storage is kept.
+    yield* Effect.ignore(syscalls.unlink(path))
+    return undefined
+  })
+
+/** Where a storage is kept: `offset` is that of the unit which ends with the label, `unit` memory for it. */
+export interface Place {
+  readonly path: string
+  readonly takenUp: boolean
+  readonly offset: number
+  readonly unit: Uint8Array
+}
+
+const writeLabel = (
+  syscalls: Syscalls,
+  fd: number,
+  { offset, unit }: Place,
+  page: Uint8Array
+): Effect.Effect<void, SyscallError> =>
+  Effect.suspend(() => {
+    unit.fill(0)
+    unit.set(page, unit.byteLength - labelBytes)
+    return Effect.zipRight(writeFully(syscalls, fd, unit, offset), syscalls.fdatasync(fd))
+  })
+
+/** From now on, and on the disk, the file that was taken up is one that nobody takes up. */
+export const erase = (
+  syscalls: Syscalls,
+  file: TemporaryFile,
+  fd: number,
+  place: Place
+): Effect.Effect<void, CreateFailed> =>
+  Effect.suspend(() => {
+    file.takenFrom = undefined
+    return Effect.mapError(
+      writeLabel(syscalls, fd, place, erased),
+      (cause) => new CreateFailed({ step: "take up", path: place.path, cause })
+    )
+  })
+
+/** Fails when what is at the path is not one of ours. */
+export const checkFree = (syscalls: Syscalls, file: TemporaryFile, path: string): Effect.Effect<void, KeepFailed> =>
+  look(syscalls, path).pipe(
+    Effect.mapError((cause) => new KeepFailed({ path: file.path, keepAt: path, reason: "look", cause })),
+    Effect.flatMap(({ _tag }) =>
+      _tag === "Foreign"
+        ? Effect.fail(new KeepFailed({ path: file.path, keepAt: path, reason: "in the way" }))
+        : Effect.void
+    )
+  )
+
+/** Syncs, labels, syncs and renames a file whose content changes no more. When a step fails the label is erased again. */
+export const keep = (
+  syscalls: Syscalls,
+  file: TemporaryFile,
+  fd: number,
+  place: Place,
+  size: number
+): Effect.Effect<void, KeepFailed> => {
+  const { offset, path, unit } = place
+  const failed = (reason: KeepFailed["reason"]) => (cause: SyscallError) =>
+    new KeepFailed({ path: file.path, keepAt: path, reason, cause })
+  const labelled = Effect.gen(function*() {
+    // It may have come while the content was synced.
+    yield* checkFree(syscalls, file, path)
+    const id = Uint8Array.from(yield* Effect.replicateEffect(Random.nextIntBetween(0, 256), idBytes))
+    const label = encode({ size, length: offset + unit.byteLength, unit: unit.byteLength, id })
+    yield* Effect.mapError(writeLabel(syscalls, fd, place, label), failed("label")).pipe(
+      Effect.zipRight(Effect.mapError(syscalls.rename(file.path, path), failed("rename"))),
+      Effect.onError(() => Effect.ignore(writeLabel(syscalls, fd, place, erased)))
+    )
+    file.linked = false
+    file.kept = true
+  })
+  return Effect.mapError(syscalls.fdatasync(fd), failed("sync")).pipe(
+    Effect.zipRight(Effect.uninterruptible(labelled)),
+    Effect.zipRight(Effect.logDebug("disk storage kept").pipe(Effect.annotateLogs({ path: file.path, keptAt: path })))
+  )
+}
