@@ -190,12 +190,10 @@ export const layerSeparate = (
  *
  * @example
  * ```ts
- * import { BlockLayout, type DiskStorage } from "effect-disk-storage"
+ * import { BlockLayout } from "effect-disk-storage"
  *
- * declare const storage: DiskStorage.DiskStorage
- *
- * // DeepSeek-V3: 61 layers with one latent vector of 512 + 64, bf16
- * const layout = BlockLayout.forCapacity(storage.size, {
+ * // DeepSeek-V3 in 500 GB: 61 layers with one latent vector of 512 + 64, bf16, 64 tokens a block
+ * const layout = BlockLayout.forCapacity(500e9, {
  *   kind: "fullyContiguous", numLayers: 61, outerDim: 1, pageSize: 64, innerDim: 576, dtypeWidthBytes: 2
  * })
  * ```

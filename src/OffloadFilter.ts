@@ -67,7 +67,7 @@ export interface FrequencyOptions {
   readonly minFrequency?: number | undefined
   /** How long it takes for every count to lose 1. Above 0; `Duration.infinity` forgets only to make room. Default 10 minutes. */
   readonly decayInterval?: Duration.DurationInput | undefined
-  /** Hashes that are remembered: at most 36 bytes each, taken as they come. A whole number from 1 to 67,108,864. Default 1,000,000. */
+  /** Hashes that are remembered: at most 32 bytes each, taken as they come. A whole number from 1 to 67,108,864. Default 1,000,000. */
   readonly maxEntries?: number | undefined
 }
 
@@ -110,7 +110,7 @@ export const frequency = (options: FrequencyOptions = {}): Effect.Effect<Offload
         new InvalidOption({
           option: "maxEntries",
           value: String(maxEntries),
-          expected: "no more than there is memory for: 36 bytes each"
+          expected: "no more than there is memory for: 32 bytes each"
         })
     })
     return yield* Effect.clockWith((clock) =>
