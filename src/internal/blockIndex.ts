@@ -322,4 +322,39 @@ export class BlockIndex {
   visit(from: number, to: number, each: (slot: number) => void): void {
     for (let slot = from; slot < to; slot++) if (this.isReady(slot)) each(slot)
   }
+
+  /** Calls `each` with the blocks that nobody uses, from the least to the most recently used of each priority. */
+  inOrder(each: (slot: number) => void): void {
+    for (const oldest of this.oldest) {
+      for (let link = oldest; link !== 0; link = this.at(link - 1, NEWER)) each(link - 1)
+    }
+  }
+
+  /**
+   * Puts a block where it was, as the most recently used of its priority, into an index that has not been used yet; `restored` comes
+   * after the last one. False, and nothing done, where something is there already or that is no place.
+   */
+  restore(number: number, place: number, hash: bigint, priority: number, checksum: Int32Array): boolean {
+    const storage = this.storages[number]
+    if (storage === undefined || place >= storage.capacity || priority >= priorities || this.find(hash) >= 0) {
+      return false
+    }
+    const slot = storage.base + place
+    if (this.at(slot, STATE) !== FREE) return false
+    this.put(slot, STORAGE, number)
+    storage.fresh = Math.max(storage.fresh, slot + 1)
+    this.commit(slot, hash, priority, checksum)
+    return true
+  }
+
+  /** The slots between those that were restored are free. */
+  restored(number: number): void {
+    const storage = this.storages[number]
+    if (storage === undefined) return
+    for (let slot = storage.fresh - 1; slot >= storage.base; slot--) {
+      if (this.at(slot, STATE) !== FREE) continue
+      this.put(slot, STORAGE, number)
+      this.free(slot)
+    }
+  }
 }

@@ -40,6 +40,7 @@ import type { Syscalls } from "../Syscalls.js"
 import * as checksums from "./blockChecksum.js"
 import { BlockEvents } from "./blockEvents.js"
 import { BlockIndex, priorities } from "./blockIndex.js"
+import * as restart from "./blockRestart.js"
 import * as diskStorage from "./diskStorage.js"
 import { makeDoor } from "./door.js"
 import { wholeNumber } from "./engineOptions.js"
@@ -194,7 +195,9 @@ export const make = (
 
     const unit = Math.max(AlignedBuffer.pageSize, ...storages.map(({ alignment }) => alignment.offset))
     const blockBytes = Math.ceil(asked / unit) * unit
-    const capacities = storages.map(({ size }) => Math.floor(size / blockBytes))
+    const capacities = storages.map(({ keptAt, size }) =>
+      keptAt === undefined ? Math.floor(size / blockBytes) : restart.slotsOf(size, blockBytes)
+    )
     const small = storages.find((_, number) => (capacities[number] ?? 0) < 1)
     if (small !== undefined) {
       return yield* new InvalidOption({
@@ -666,14 +669,73 @@ export const make = (
       removed(hash, reason)
     }
 
-    yield* Effect.addFinalizer(() =>
-      Effect.zipRight(
-        door.close,
-        Effect.sync(() => {
-          closed = true
-          events.close()
-        })
+    const geometryOf = (number: number): restart.Geometry => ({ blockBytes, slots: capacities[number] ?? 0, checksum })
+
+    /** Takes up what the last clean end has left on storages that were kept, all of one end; anything doubtful is left out. */
+    const takeUp = Effect.gen(function*() {
+      const indexes: Array<
+        { readonly number: number; readonly ended: bigint; readonly each: (put: restart.Put) => void }
+      > = []
+      for (const [number, storage] of storages.entries()) {
+        if (storage.keptAt?.takenUp !== true) continue
+        const found = yield* Effect.catchAll(restart.read(storage, geometryOf(number)), (error) =>
+          Effect.succeed({ _tag: "Unusable" as const, reason: error.message }))
+        if (found._tag === "Index") {
+          indexes.push({ number, ended: found.ended, each: found.each })
+        } else {
+          yield* Effect.logWarning("the block store starts empty on a storage that was kept").pipe(
+            Effect.annotateLogs({ path: storage.keptAt.path, reason: found.reason })
+          )
+        }
+      }
+      if (
+        indexes.some(({ ended }) =>
+          ended !== indexes[0]?.ended
+        )
+      ) {
+        return yield* Effect.logWarning("the block store starts empty: its storages were not kept together").pipe(
+          Effect.annotateLogs({ paths: indexes.map(({ number }) => storages[number]?.keptAt?.path) })
+        )
+      }
+      for (const { each, number } of indexes) {
+        each((hash, place, priority, words) => void index.restore(number, place, hash, priority, words))
+        index.restored(number)
+      }
+    })
+
+    /** Writes the index to the storages that are to be kept. What fails costs the blocks, and nothing else. */
+    const keep = Effect.gen(function*() {
+      const kept = storages.flatMap((storage, number) =>
+        storage.keptAt === undefined || index.storages[number]?.failed !== false ? [] : [{ storage, number }]
       )
+      if (kept.length === 0) return
+      const word = Effect.map(Random.nextIntBetween(0, 2 ** 32), BigInt)
+      const ended = ((yield* word) << 32n) | (yield* word)
+      const slotsInOrder: Array<Array<number>> = storages.map(() => [])
+      index.inOrder((slot) => void slotsInOrder[index.storageOf(slot)]?.push(slot))
+      for (const { number, storage } of kept) {
+        const slots = slotsInOrder[number] ?? []
+        const bytes = restart.encode(geometryOf(number), ended, slots.length, (put) => {
+          for (const slot of slots) {
+            put(index.hashOf(slot), index.placeOf(slot), index.priorityOf(slot), index.checksumOf(slot))
+          }
+        })
+        yield* Effect.catchAll(
+          Effect.zipRight(restart.write(storage, geometryOf(number), bytes), storage.keep),
+          (error) =>
+            Effect.logWarning("a storage of the block store is not kept: the next start finds it empty", error).pipe(
+              Effect.annotateLogs({ path: storage.path })
+            )
+        )
+      }
+    })
+
+    yield* takeUp
+    yield* Effect.addFinalizer(() =>
+      Effect.sync(() => {
+        closed = true
+        events.close()
+      }).pipe(Effect.zipRight(door.close), Effect.zipRight(keep))
     )
 
     return {
