@@ -59,6 +59,24 @@ const samples = [
     }),
     "close: fallocate of fd 7 failed with ENOSPC (errno 28); registration a: b"
   ],
+  [
+    Errors.InvalidBlock,
+    new Errors.InvalidBlock({ hash: -1n, what: "hash", expected: "an unsigned integer" }),
+    "unsigned integer"
+  ],
+  [Errors.BlockNotFound, new Errors.BlockNotFound({ hash: 255n }), "00000000000000ff"],
+  [
+    Errors.BlockCorrupted,
+    new Errors.BlockCorrupted({ hash: 255n, path: "/tmp/f", offset: 4096, checksum: "crc32" }),
+    "offset 4096 of /tmp/f"
+  ],
+  [
+    Errors.StoreFull,
+    new Errors.StoreFull({ hash: 1n, capacity: 8, pinned: 3, priority: 2 }),
+    "of 8 blocks 3 are pinned"
+  ],
+  [Errors.NoStorageLeft, new Errors.NoStorageLeft({ paths: ["/tmp/a", "/tmp/b"] }), "/tmp/a, /tmp/b"],
+  [Errors.StoreClosed, new Errors.StoreClosed({}), "is released"],
   [Errors.BudgetExceeded, new Errors.BudgetExceeded({ requested: 3, available: 2, budget: 4 }), "budget of 4"],
   [Errors.LayoutOverflow, new Errors.LayoutOverflow({ quantity: "totalBytes", bytes: 1e16 }), "The totalBytes"],
   [Errors.LayoutDoesNotFit, new Errors.LayoutDoesNotFit({ needed: 4096, available: 77 }), "there are 77"],
