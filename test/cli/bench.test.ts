@@ -103,7 +103,7 @@ describe.concurrent("bench", () => {
         [["--rounds", "0"], /--rounds 0 is not a whole number from 1 to 1000/],
         [["--block-size", "4K,5k"], /--block-size 5k is not a multiple of 4096 bytes/],
         [["--contestant", "dd"], /--contestant dd is not one of .*io_uring\.raw/],
-        [["--part", "transfer"], /--part transfer is not one of transfers, allocation, delay/],
+        [["--part", "transfer"], /--part transfer is not one of transfers, allocation, delay, blocks/],
         [["--part", "delay", "--plot", join(directory, "a.svg")], /--plot draws the part transfers/],
         [["--frobnicate"], /There is no option --frobnicate/],
         [[join(directory, "missing")], /missing cannot be used .*ENOENT/],
@@ -206,6 +206,43 @@ describe.concurrent("bench", () => {
         }
         assert.match(out, /prewrite to \w+\.fallocate: \d/)
         assert.match(out, /128 reads of 16 MiB in flight left out/)
+        assert.deepStrictEqual(readdirSync(directory), [])
+      })),
+    testTimeout
+  )
+
+  it.live(
+    "measures a block store against its engine, and its index",
+    () =>
+      Effect.scoped(Effect.gen(function*() {
+        const directory = yield* scratch
+        const results = yield* scratch
+        if (!roomy(directory)) return
+        const json = join(results, "result.json")
+        const small = ["--size", "64M", "--rounds", "1", "--millis", "20", "--blocks", "2000"]
+        const { code, complaint, out } = yield* bench("--part", "blocks", ...small, "--json", json, directory)
+        assert.strictEqual(code, 0, complaint)
+        const { blocks, parts } = yield* Schema.decode(ReportJson)(readFileSync(json, "utf8"))
+        assert.deepStrictEqual(parts, ["blocks"])
+        assert.deepStrictEqual(blocks?.leftOut, [])
+        assert.deepStrictEqual(
+          blocks?.cells.map(({ blockSize, direction }) => [direction, blockSize]),
+          [["offload", 2 ** 20], ["onboard", 2 ** 20], ["offload", 2 ** 16], ["onboard", 2 ** 16]]
+        )
+        for (const { results } of blocks?.cells ?? []) {
+          assert.deepStrictEqual(
+            results.map(({ contestant }) => contestant),
+            ["raw", "control", "off", "crc32", "xxh128"]
+          )
+          for (const { contestant, ratioToRaw, rounds } of results) {
+            assert.lengthOf(rounds, 1, contestant)
+            assert.isAbove(ratioToRaw.median, 0, contestant)
+          }
+        }
+        assert.deepStrictEqual(blocks?.index.sizes.map(({ blocks }) => blocks), [10_000, 2000])
+        assert.isAbove(blocks?.withoutDisk?.matchMicros.best ?? 0, 0)
+        assert.match(out, /store, checksum xxh128 +\d/)
+        assert.match(out, /raw against raw: \d/)
         assert.deepStrictEqual(readdirSync(directory), [])
       })),
     testTimeout

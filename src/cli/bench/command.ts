@@ -15,6 +15,7 @@ import * as AlignedBuffer from "../../AlignedBuffer.js"
 import * as DiskStorageConfig from "../../DiskStorageConfig.js"
 import * as LinuxSyscalls from "../../LinuxSyscalls.js"
 import * as allocation from "./allocation.js"
+import * as blocks from "./blocks.js"
 import type { Contestant } from "./contestant.js"
 import * as delay from "./delay.js"
 import { buffersFor, built, engines } from "./engines.js"
@@ -86,8 +87,8 @@ const contestantNames: ReadonlyArray<string> = [
 const oneOf = <const A extends string>(...values: ReadonlyArray<A>) => (text: string): A | undefined =>
   values.find((value) => value === text)
 
-const defaultRounds = { transfers: 11, allocation: 5 } as const
-const defaultMillis = { transfers: 1000, delay: 10_000 } as const
+const defaultRounds = { transfers: 11, allocation: 5, blocks: 11 } as const
+const defaultMillis = { transfers: 1000, delay: 10_000, blocks: 1000 } as const
 
 const options = {
   parts: list("part", "name", `one of ${Part.literals.join(", ")}`, oneOf(...Part.literals)).pipe(
@@ -96,7 +97,9 @@ const options = {
         "against fio and a serial loop, and first writes with and without prewrite, on the disk; it takes --engine, " +
         "--without-fio, --size and --rounds. delay: how long reads in flight hold up the event loop against an idle process, " +
         "and whether millions of operations leave memory behind; it takes --engine, --size, --millis and --operations. For its " +
-        "longest io_uring_enter run it under strace -f -T -e trace=io_uring_enter, which slows it down."
+        "longest io_uring_enter run it under strace -f -T -e trace=io_uring_enter, which slows it down. blocks: a block store " +
+        "against its engine alone on the disk, and its index alone; it takes --engine, --size (of four files together), " +
+        "--rounds, --millis and --blocks."
     )
   ),
   blockSizes: list(
@@ -151,6 +154,10 @@ const options = {
   operations: whole("operations", 100, 1_000_000_000).pipe(
     Options.withDefault(10_000_000),
     Options.withDescription("Operations of 4 KiB that delay runs on a file in memory.")
+  ),
+  blocks: whole("blocks", 1000, 2 ** 24).pipe(
+    Options.withDefault(1_000_000),
+    Options.withDescription("Blocks of the larger index of blocks.")
   ),
   size: Options.text("size").pipe(
     Options.withPseudoName("size"),
@@ -378,6 +385,15 @@ const run = (asked: Asked) =>
         operations: asked.operations
       })
       : null
+    const stored = parts.includes("blocks")
+      ? yield* blocks.measure(own, {
+        directory: yield* placeOf(asked),
+        size,
+        rounds: Option.getOrElse(asked.rounds, () => defaultRounds.blocks),
+        millis: Option.getOrElse(asked.millis, () => defaultMillis.blocks),
+        blocks: asked.blocks
+      })
+      : null
     const report: Report = {
       format: "effect-disk-storage bench 1",
       parts,
@@ -394,6 +410,7 @@ const run = (asked: Asked) =>
       ...measured,
       allocation: allocated,
       delay: delayed,
+      blocks: stored,
       leftOut,
       notes
     }
@@ -409,7 +426,7 @@ const run = (asked: Asked) =>
 
 export const bench = Command.make("bench", { ...options, directory }, run).pipe(
   Command.withDescription(
-    "Measures the engines of this package against Node's own calls and fio, in turns, on a file on disk and one in memory; with --part allocation, how files get their blocks; with --part delay, the event loop. " +
+    "Measures the engines of this package against Node's own calls and fio, in turns, on a file on disk and one in memory; with --part allocation, how files get their blocks; with --part delay, the event loop; with --part blocks, what a block store costs. " +
       `At least ${bytes(target.reserve)} stay free on the disk; the files vanish with the process.`
   )
 )

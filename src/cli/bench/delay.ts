@@ -87,14 +87,14 @@ const load = (
   }))
 
 /** What `--expose-gc` gives from the start. */
-const collector = Effect.sync((): (() => void) | undefined => {
+export const collector = Effect.sync((): (() => void) | undefined => {
   setFlagsFromString("--expose-gc")
   const collect: unknown = runInNewContext("gc")
   return typeof collect === "function" ? () => collect() : undefined
 })
 
 /** V8 gives pages back on other threads, and not all of them after one collection. */
-const settled = (collect: (() => void) | undefined) =>
+export const settled = (collect: (() => void) | undefined) =>
   Effect.map(
     Effect.replicateEffect(
       Effect.delay(
@@ -108,7 +108,8 @@ const settled = (collect: (() => void) | undefined) =>
     ),
     (readings) => ({
       heapUsed: Math.min(...readings.map(({ heapUsed }) => heapUsed)),
-      rss: Math.min(...readings.map(({ rss }) => rss))
+      rss: Math.min(...readings.map(({ rss }) => rss)),
+      arrayBuffers: Math.min(...readings.map(({ arrayBuffers }) => arrayBuffers))
     })
   )
 
@@ -167,7 +168,8 @@ const endurance = (
       millis += performance.now() - start
       if (failure !== undefined) return yield* Effect.fail(failure)
       // Nothing is in flight now.
-      samples.push({ operations: begun, ...yield* settled(collect) })
+      const { heapUsed, rss } = yield* settled(collect)
+      samples.push({ operations: begun, heapUsed, rss })
     }
     const grown = (of: (sample: Endurance["samples"][number]) => number) => {
       const values = samples.map(of)

@@ -5,7 +5,7 @@
  * block size in bytes and a depth), and each has the `results` of its contestants. Rounds are kept as they were measured, so that
  * every other figure can be computed again. Times are milliseconds or microseconds, as the name says; rates are per second.
  *
- * That is the part `transfers`. The parts `allocation` and `delay` have an object each, null when they were not asked for.
+ * That is the part `transfers`. The parts `allocation`, `delay` and `blocks` have an object each, null when they were not asked for.
  */
 import * as Schema from "effect/Schema"
 
@@ -155,7 +155,79 @@ export const Delay = Schema.Struct({
 })
 export type Delay = typeof Delay.Type
 
-export const Part = Schema.Literal("transfers", "allocation", "delay")
+/** One way of moving blocks. `raw` is the engine without a store, `control` the same again; the others are stores by their checksum. */
+export const BlocksResult = Schema.Struct({
+  contestant: Schema.Literal("raw", "control", "off", "crc32", "xxh128"),
+  /** An operation is a block. */
+  rounds: Schema.Array(Round),
+  bytesPerSecond: BestAndMedian,
+  /** Best by best; the median of the ratios to `raw` in the same round. */
+  ratioToRaw: BestAndMedian,
+  /** Median of the rounds. */
+  cpuMicrosPerBlock: Schema.Number
+})
+export type BlocksResult = typeof BlocksResult.Type
+
+export const BlocksCell = Schema.Struct({
+  engine: Schema.String,
+  direction: Schema.Literal("offload", "onboard"),
+  blockSize: Schema.Int,
+  depth: Schema.Int,
+  /** The ratio of `control`. */
+  control: BestAndMedian,
+  /** `not decidable` when either of `control` is more than 5 % from 1. */
+  verdict: Verdict,
+  results: Schema.Array(BlocksResult)
+})
+export type BlocksCell = typeof BlocksCell.Type
+
+/** Microseconds for a block: the least and the median of the rounds. */
+export const BlockIndexSize = Schema.Struct({
+  blocks: Schema.Int,
+  /** Looked for and not found, given a slot by eviction, entered. */
+  offloadMicros: BestAndMedian,
+  /** Found, pinned, unpinned. */
+  onboardMicros: BestAndMedian,
+  /** Both. */
+  micros: BestAndMedian
+})
+export type BlockIndexSize = typeof BlockIndexSize.Type
+
+/** The index alone, full, with random hashes. */
+export const BlockIndexCost = Schema.Struct({
+  /** Of a round. */
+  operations: Schema.Int,
+  sizes: Schema.Array(BlockIndexSize),
+  /** `micros` of the larger one divided by that of the smaller. */
+  ratio: BestAndMedian,
+  /** By how much the process grew while the larger one was made and filled. */
+  bytesPerBlock: Schema.Struct({ arrayBuffers: Schema.Number, heapUsed: Schema.Number, rss: Schema.Number }),
+  /** Whether the garbage was collected before memory was measured. */
+  collected: Schema.Boolean
+})
+export type BlockIndexCost = typeof BlockIndexCost.Type
+
+export const Blocks = Schema.Struct({
+  directory: Schema.String,
+  filesystem: Schema.String,
+  /** Bytes of each of the four files. */
+  size: Schema.Int,
+  rounds: Schema.Int,
+  cells: Schema.Array(BlocksCell),
+  index: BlockIndexCost,
+  /** A full store without checksum whose storage moves nothing: microseconds for a block, and for a `match` of `asked` hashes. */
+  withoutDisk: Schema.NullOr(Schema.Struct({
+    blocks: Schema.Int,
+    offloadMicros: BestAndMedian,
+    onboardMicros: BestAndMedian,
+    asked: Schema.Int,
+    matchMicros: BestAndMedian
+  })),
+  leftOut: Schema.Array(LeftOut)
+})
+export type Blocks = typeof Blocks.Type
+
+export const Part = Schema.Literal("transfers", "allocation", "delay", "blocks")
 export type Part = typeof Part.Type
 
 export const Report = Schema.Struct({
@@ -177,6 +249,7 @@ export const Report = Schema.Struct({
   cells: Schema.Array(Cell),
   allocation: Schema.NullOr(Allocation),
   delay: Schema.NullOr(Delay),
+  blocks: Schema.NullOr(Blocks),
   /** Contestants that could not run at all. */
   leftOut: Schema.Array(LeftOut),
   /** What else a reader has to know. */

@@ -1,5 +1,5 @@
 /** The report as text. */
-import type { Allocation, Cell, Delay, DelayLoad, Endurance, EventLoop, Report } from "./report.js"
+import type { Allocation, Blocks, BlocksCell, Cell, Delay, DelayLoad, Endurance, EventLoop, Report } from "./report.js"
 import { fioControl, Pass } from "./report.js"
 import { bytes, count, megabytes } from "./units.js"
 
@@ -108,6 +108,72 @@ const delayLines = (delay: Delay): ReadonlyArray<string> => [
   ...leftOutLines(delay)
 ]
 
+const blocksWidths = [26, 10, 10, 10, 10, 10, 12]
+
+/** Closer to 1 than the control came, or than 2 %, is no difference. */
+const judged = ({ control, verdict }: BlocksCell, ratio: number): string => {
+  if (verdict === "not decidable") return "not decidable"
+  const noise = Math.max(0.02, Math.abs(control.median - 1))
+  return ratio < 1 - noise ? "loses" : ratio > 1 + noise ? "beats" : "level"
+}
+
+const blocksCellLines = (cell: BlocksCell): ReadonlyArray<string> => {
+  const { blockSize, control, depth, direction, engine, results, verdict } = cell
+  const said = `raw against raw: ${control.best.toFixed(2)} best, ${control.median.toFixed(2)} median`
+  return [
+    "",
+    `${direction}, ${bytes(blockSize)} × ${depth} through ${engine} — ` +
+    `${verdict === "not decidable" ? "NOT DECIDABLE HERE: " : ""}${said}`,
+    columns(["", "MB/s", "MB/s", "of raw", "of raw", "CPU", ""], blocksWidths),
+    columns(["", "best", "median", "best", "median", "µs/block", ""], blocksWidths),
+    ...results.map(({ bytesPerSecond, contestant, cpuMicrosPerBlock, ratioToRaw }) => {
+      const plain = contestant === "raw" || contestant === "control"
+      return columns([
+        `  ${plain ? contestant : `store, checksum ${contestant}`}`,
+        megabytes(bytesPerSecond.best),
+        megabytes(bytesPerSecond.median),
+        ratioToRaw.best.toFixed(3),
+        ratioToRaw.median.toFixed(3),
+        cpuMicrosPerBlock.toFixed(1),
+        plain ? "" : `  ${judged(cell, ratioToRaw.median)}`
+      ], blocksWidths)
+    })
+  ]
+}
+
+const indexWidths = [36, 12, 12, 12, 12]
+
+const blocksLines = ({ cells, directory, filesystem, index, leftOut, rounds, size, withoutDisk }: Blocks) => {
+  const line = (label: string, ...of: ReadonlyArray<{ readonly best: number; readonly median: number }>) =>
+    columns([`  ${label}`, ...of.flatMap(({ best, median }) => [best.toFixed(2), median.toFixed(2)])], indexWidths)
+  const { arrayBuffers, heapUsed, rss } = index.bytesPerBlock
+  return [
+    "",
+    `blocks: four files of ${bytes(size)} in ${directory} (${filesystem}, O_DIRECT), best and median of ${rounds} ` +
+    "interleaved rounds, ratios within a round",
+    ...cells.flatMap(blocksCellLines),
+    "",
+    "the index alone, full, random hashes: µs for a block",
+    columns(["", "offload", "", "onboard", ""], indexWidths),
+    columns(["", "best", "median", "best", "median"], indexWidths),
+    ...index.sizes.map(({ blocks, offloadMicros, onboardMicros }) =>
+      line(`${blocks} blocks`, offloadMicros, onboardMicros)
+    ),
+    `  both, ${index.sizes.map(({ blocks, micros }) => `${blocks} blocks: ${micros.median.toFixed(2)}`).join(", ")}: ` +
+    `ratio ${index.ratio.best.toFixed(2)} best, ${index.ratio.median.toFixed(2)} median`,
+    `  memory for a block: ${arrayBuffers.toFixed(1)} bytes of arrays, ${heapUsed.toFixed(1)} of heap, ` +
+    `${rss.toFixed(1)} of RSS${index.collected ? "" : " (garbage included)"}`,
+    ...(withoutDisk === null ? [] : [
+      "",
+      "a store whose storage moves nothing: µs for a block",
+      line(`${withoutDisk.blocks} blocks`, withoutDisk.offloadMicros, withoutDisk.onboardMicros),
+      `  match of ${withoutDisk.asked} hashes: ${withoutDisk.matchMicros.best.toFixed(0)} µs best, ` +
+      `${withoutDisk.matchMicros.median.toFixed(0)} median`
+    ]),
+    ...leftOutLines({ leftOut })
+  ]
+}
+
 export const table = (report: Report): string =>
   [
     `${report.host.cpu}, ${report.host.cpus} CPUs, Linux ${report.host.kernel} ${report.host.arch}, ` +
@@ -122,5 +188,6 @@ export const table = (report: Report): string =>
     ...report.leftOut.map(({ contestant, reason }) => `${contestant} left out: ${reason}`),
     ...report.cells.flatMap(cellLines),
     ...(report.allocation === null ? [] : allocationLines(report.allocation)),
-    ...(report.delay === null ? [] : delayLines(report.delay))
+    ...(report.delay === null ? [] : delayLines(report.delay)),
+    ...(report.blocks === null ? [] : blocksLines(report.blocks))
   ].join("\n")
