@@ -139,7 +139,7 @@ export type BlockEvent =
 
 /**
  * A block that stays where it is, whatever is offloaded meanwhile, until the Scope ends in which it was leased. Removed or replaced in
- * the meantime, it is found by nobody else, and `onboard` still gives its bytes.
+ * the meantime, it is found by nobody else, and `onboard` still gives its bytes; afterwards `onboard` fails with `BlockNotFound`.
  *
  * @since 0.1.0
  * @category models
@@ -158,7 +158,9 @@ export interface StorageStats {
   /** Blocks that it can hold. */
   readonly capacity: number
   readonly blocks: number
-  /** Slots that are not used any more because a transfer to or from them failed. */
+  /** Slots with nothing in them. */
+  readonly free: number
+  /** Slots that are not used any more because a transfer to or from them failed, or all of the storage. */
   readonly retired: number
   /** Whether it was taken out. */
   readonly failed: boolean
@@ -328,6 +330,8 @@ export const layerConfig = (
     readonly size?: number | undefined
     /** Default: the one of `DYN_KVBM_DISK_CACHE_DIR`. */
     readonly directories?: readonly [string, ...ReadonlyArray<string>] | undefined
+    /** Where the blocks are kept over a restart, in place of a directory; a little more than the size, for their index. */
+    readonly keepAt?: string | undefined
   }
 ): Layer.Layer<BlockStore, AcquireError | ConfigError.ConfigError, Syscalls | IoEngine> =>
   Layer.scoped(

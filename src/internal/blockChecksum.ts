@@ -30,7 +30,8 @@ export const eventLoopTurn: Effect.Effect<void> = Effect.async<void>((resume) =>
 const turns = (): Checker["turn"] => {
   let bytes = 0
   let counting = false
-  return (more) => {
+  const fits = (more: number): boolean => {
+    if (bytes > 0 && bytes + more > maxBytesPerTurn) return false
     bytes += more
     if (!counting) {
       counting = true
@@ -39,8 +40,12 @@ const turns = (): Checker["turn"] => {
         bytes = 0
       })
     }
-    return bytes > maxBytesPerTurn ? eventLoopTurn : undefined
+    return true
   }
+  /** Those who wait come together, too: what does not fit then waits again. */
+  const later = (more: number): Effect.Effect<void> =>
+    Effect.flatMap(eventLoopTurn, () => fits(more) ? Effect.void : later(more))
+  return (more) => fits(more) ? undefined : later(more)
 }
 
 export const make = (checksum: Checksum): Effect.Effect<Checker, InvalidOption> =>

@@ -42,7 +42,9 @@ export interface StorageSlots {
   readonly capacity: number
   /** Slots from here on were never used. */
   fresh: number
+  /** The first of those that are free again, and how many. */
   free: number
+  freed: number
   blocks: number
   retired: number
   failed: boolean
@@ -83,7 +85,7 @@ export class BlockIndex {
   ) {
     let base = 0
     this.storages = capacities.map((capacity): StorageSlots => {
-      const slots = { base, capacity, fresh: base, free: 0, blocks: 0, retired: 0, failed: false }
+      const slots = { base, capacity, fresh: base, free: 0, freed: 0, blocks: 0, retired: 0, failed: false }
       base += capacity
       return slots
     })
@@ -138,8 +140,8 @@ export class BlockIndex {
     return this.at(slot, RETIRE) !== 0
   }
 
-  /** The slot of a block that can be read, or −1. */
-  find(hash: bigint): number {
+  /** The slot of a block that can be read, or −1. `failed`: of one whose storage has failed, and that is still in the table. */
+  find(hash: bigint, failed = false): number {
     this.hash64[0] = hash
     const low = (this.hash32[0] ?? 0) | 0
     const high = (this.hash32[1] ?? 0) | 0
@@ -149,7 +151,7 @@ export class BlockIndex {
       const line = (link - 1) * words
       if (
         lines[line + LOW] === low && lines[line + HIGH] === high &&
-        this.storages[lines[line + STORAGE] ?? 0]?.failed === false
+        this.storages[lines[line + STORAGE] ?? 0]?.failed === failed
       ) return link - 1
       link = lines[line + NEXT] ?? 0
     }
@@ -173,8 +175,10 @@ export class BlockIndex {
       const storage = storages[number]
       if (storage === undefined || storage.failed) continue
       let slot = storage.free - 1
-      if (slot >= 0) storage.free = this.at(slot, NEXT)
-      else if (storage.fresh < storage.base + storage.capacity) slot = storage.fresh++
+      if (slot >= 0) {
+        storage.free = this.at(slot, NEXT)
+        storage.freed -= 1
+      } else if (storage.fresh < storage.base + storage.capacity) slot = storage.fresh++
       else continue
       this.put(slot, STATE, WRITING)
       this.put(slot, STORAGE, number)
@@ -198,6 +202,12 @@ export class BlockIndex {
 
   /** The block of `slot` can be read from now on; false when it took the place of an older one. */
   commit(slot: number, hash: bigint, priority: number, checksum: Int32Array): boolean {
+    // Whoever hears of it hears of the one that is lost before.
+    const lost = this.find(hash, true)
+    if (lost >= 0) {
+      this.drop(lost)
+      this.onRemoved(hash, true)
+    }
     const older = this.find(hash)
     if (older >= 0) this.drop(older)
     this.hash64[0] = hash
@@ -296,6 +306,7 @@ export class BlockIndex {
     this.put(slot, STATE, FREE)
     this.put(slot, NEXT, storage.free)
     storage.free = slot + 1
+    storage.freed += 1
   }
 
   private append(slot: number): void {

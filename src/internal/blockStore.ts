@@ -44,7 +44,6 @@ import * as restart from "./blockRestart.js"
 import * as diskStorage from "./diskStorage.js"
 import { makeDoor } from "./door.js"
 import { wholeNumber } from "./engineOptions.js"
-import { resolve } from "./options.js"
 
 export const TypeId: unique symbol = Symbol.for("effect-disk-storage/BlockStore")
 
@@ -61,6 +60,10 @@ const isHash = (hash: bigint): boolean => typeof hash === "bigint" && hash >= 0n
 const invalidHash = (hash: bigint) =>
   new InvalidBlock({ hash, what: "hash", expected: "an unsigned integer of 64 bits" })
 
+const stored = Either.right("stored" as const)
+const duplicate = Either.right("duplicate" as const)
+const filtered = Either.right("filtered" as const)
+
 /** What became of each block; errors are made when they are looked at, since a miss is nothing unusual. */
 class BlockResults<A, E> implements Results<E, A> {
   readonly outcomes: Array<Either.Either<A, () => E> | undefined>
@@ -74,6 +77,17 @@ class BlockResults<A, E> implements Results<E, A> {
 
   get length(): number {
     return this.outcomes.length
+  }
+
+  /** Blocks that were written or read. */
+  get moved(): number {
+    let moved = 0
+    for (const outcome of this.outcomes) {
+      if (outcome === undefined || Either.isLeft(outcome)) continue
+      const what: unknown = outcome.right
+      if (what !== "duplicate" && what !== "filtered") moved += 1
+    }
+    return moved
   }
 
   get(index: number): Either.Either<A, E> {
@@ -90,10 +104,6 @@ class BlockResults<A, E> implements Results<E, A> {
   }
 }
 
-const stored = Either.right("stored" as const)
-const duplicate = Either.right("duplicate" as const)
-const filtered = Either.right("filtered" as const)
-
 /** What of the counts are metrics, too. */
 const metricEvents = ["hits", "misses", "stored", "evicted", "corrupted", "failed"] as const
 
@@ -106,7 +116,7 @@ interface Batch {
 /** Bounds the blocks in flight, first come first served. A batch that is stopped waits no more. */
 class Gate {
   private free: number
-  private waiting: Array<{ readonly batch: Batch; readonly resume: () => void }> = []
+  private waiting: Array<{ readonly batch: Batch; readonly resume: (permit: boolean) => void }> = []
   readonly permits: number
 
   constructor(permits: number) {
@@ -124,25 +134,26 @@ class Gate {
     return true
   }
 
-  /** Ends with a permit, unless the batch is stopped. */
-  wait(batch: Batch): Effect.Effect<void> {
-    return Effect.async<void>((resume) => {
-      if (batch.stopped || this.tryTake()) resume(Effect.void)
-      else this.waiting.push({ batch, resume: () => resume(Effect.void) })
+  /** Ends with a permit, unless the batch is stopped; it may be stopped between the permit and who waits for it. */
+  wait(batch: Batch): Effect.Effect<boolean> {
+    return Effect.async<boolean>((resume) => {
+      if (batch.stopped) return resume(Effect.succeed(false))
+      if (this.tryTake()) return resume(Effect.succeed(true))
+      this.waiting.push({ batch, resume: (permit) => resume(Effect.succeed(permit)) })
     })
   }
 
   give(): void {
     const first = this.waiting.shift()
     if (first === undefined) this.free += 1
-    else first.resume()
+    else first.resume(true)
   }
 
   stop(batch: Batch): void {
     batch.stopped = true
     const stopped = this.waiting.filter((waiter) => waiter.batch === batch)
     this.waiting = this.waiting.filter((waiter) => waiter.batch !== batch)
-    for (const { resume } of stopped) resume()
+    for (const { resume } of stopped) resume(false)
   }
 }
 
@@ -156,27 +167,37 @@ interface Writing {
 export const wholePages = (blockBytes: number): number =>
   Math.ceil(blockBytes / AlignedBuffer.pageSize) * AlignedBuffer.pageSize
 
-/** A storage in each directory, which together have the size that is asked for. */
+/** A storage in each directory, which together have the size that is asked for; or one that is kept, with room for its index. */
 export const storages = (
   options: DiskStorageOptions,
-  asked: Pick<BlockStoreOptions, "blockBytes"> & {
+  { blockBytes, directories, keepAt }: Pick<BlockStoreOptions, "blockBytes"> & {
     readonly directories?: readonly [string, ...ReadonlyArray<string>] | undefined
+    readonly keepAt?: string | undefined
   }
 ): Effect.Effect<readonly [DiskStorage, ...Array<DiskStorage>], AcquireError, Syscalls | IoEngine | Scope.Scope> => {
-  const [first = options.directory, ...others] = asked.directories ?? []
-  const block = wholePages(asked.blockBytes)
-  const count = 1 + others.length
-  // Whole blocks for each, so that none is lost at every end.
-  const size = count === 1 ? options.size : Math.ceil(Math.floor(options.size / block) / count) * block
-  const one = (directory: string | undefined) =>
-    Effect.flatMap(resolve({ ...options, directory, size }), (resolved) => diskStorage.makeAfter(Effect.void, resolved))
-  return Effect.flatMap(
-    one(first),
-    (storage) =>
-      Effect.map(
-        Effect.forEach(others, one),
-        (more): readonly [DiskStorage, ...Array<DiskStorage>] => [storage, ...more]
+  const block = wholePages(blockBytes)
+  const blocks = Math.floor(options.size / block)
+  if (keepAt !== undefined) {
+    return directories === undefined
+      ? Effect.map(
+        diskStorage.make({
+          ...options,
+          size: blocks * block + restart.areaBytes(blocks),
+          directory: undefined,
+          keepAt
+        }),
+        (storage): readonly [DiskStorage] => [storage]
       )
+      : Effect.fail(new InvalidOption({ option: "keepAt", value: keepAt, expected: "nothing beside directories" }))
+  }
+  const [first = options.directory, ...others] = directories ?? []
+  // Whole blocks for each, so that none is lost at every end.
+  const size = others.length === 0 ? options.size : Math.ceil(blocks / (1 + others.length)) * block
+  const one = (directory: string | undefined) => diskStorage.make({ ...options, directory, size })
+  return Effect.zipWith(
+    one(first),
+    Effect.forEach(others, one),
+    (storage, more): readonly [DiskStorage, ...Array<DiskStorage>] => [storage, ...more]
   )
 }
 
@@ -298,6 +319,9 @@ export const make = (
         : Effect.void
     }
 
+    /** Gives the permit back of a step that has nothing in flight. */
+    const passed = Effect.sync(() => gate.give())
+
     /**
      * Runs `step` for each of `count` blocks, as many at once as the gate lets in. It begins none after an interruption, and ends
      * when those that it has begun have ended. A step takes over its permit.
@@ -307,7 +331,10 @@ export const make = (
         const batch: Batch = { next: 0, stopped: false }
         const admitted = (index: number): Effect.Effect<void> => {
           if (gate.tryTake()) return step(index)
-          return Effect.zipRight(gate.wait(batch), Effect.suspend(() => batch.stopped ? Effect.void : step(index)))
+          return Effect.flatMap(gate.wait(batch), (permit) => {
+            if (!permit) return Effect.void
+            return batch.stopped ? passed : step(index)
+          })
         }
         const worker = Effect.whileLoop({
           while: () => !batch.stopped && batch.next < count,
@@ -340,13 +367,8 @@ export const make = (
       return lengthRefused(hash, data)
     }
 
-    /** Gives the permit back of a step that has nothing in flight. */
-    const passed = Effect.sync(() =>
-      gate.give()
-    )
-
     /** Checksums of blocks that come together are not all computed in one turn of the event loop. */
-    const afterTurn = (step: () => Effect.Effect<void>): Effect.Effect<void> => {
+    const afterTurn = <A>(step: () => Effect.Effect<A>): Effect.Effect<A> => {
       const turn = checker.turn(blockBytes)
       return turn === undefined ? step() : Effect.zipRight(turn, Effect.suspend(step))
     }
@@ -356,10 +378,14 @@ export const make = (
     const tell = (transfer: "offload" | "onboard", blocks: number, millis: number) => {
       for (const event of metricEvents) {
         const more = counts[event] - told[event]
-        if (more > 0) DiskMetrics.blocks[event].unsafeUpdate(more, [])
+        if (more > 0) {
+          DiskMetrics.blocks[event].unsafeUpdate(more, [])
+        }
         told[event] = counts[event]
       }
-      if (blocks > 0) DiskMetrics.blockBytes[transfer].unsafeUpdate(blocks * blockBytes, [])
+      if (blocks > 0) {
+        DiskMetrics.blockBytes[transfer].unsafeUpdate(blocks * blockBytes, [])
+      }
       DiskMetrics.batchLatency[transfer].unsafeUpdate(millis, [])
       DiskMetrics.occupancy.unsafeUpdate(index.blocks / index.capacity, [])
     }
@@ -371,15 +397,14 @@ export const make = (
       use: (results: BlockResults<A, E | StoreClosed>) => Effect.Effect<void>
     ): Effect.Effect<BlockResults<A, E | StoreClosed>> =>
       Clock.clockWith((clock) => {
-        const results = new BlockResults<A, E | StoreClosed>(blocks, () => new StoreClosed({}))
+        const results = new BlockResults<A, E | StoreClosed>(blocks, () =>
+          new StoreClosed({}))
         if (blocks === 0) return Effect.succeed(results)
         const began = clock.unsafeCurrentTimeMillis()
-        const before = transfer === "offload" ? counts.stored : counts.hits
         return door.enter((restore) => restore(use(results))).pipe(
           Effect.catchTag("StorageClosed", () => Effect.void),
           Effect.ensuring(Effect.sync(() => {
-            const moved = (transfer === "offload" ? counts.stored : counts.hits) - before
-            tell(transfer, moved, clock.unsafeCurrentTimeMillis() - began)
+            tell(transfer, results.moved, clock.unsafeCurrentTimeMillis() - began)
           })),
           Effect.as(results),
           Effect.withSpan(`BlockStore.${transfer}`, { attributes: { blocks } })
@@ -391,13 +416,32 @@ export const make = (
         ? new NoStorageLeft({ paths: storages.map(({ path }) => path) })
         : new StoreFull({ hash, capacity: index.capacity, pinned: index.pinned, priority })
 
-    /** The end of a write that succeeded: from now on the block is found. */
-    const written = (slot: number, { hash, priority = 0 }: Block, checksum: Int32Array): void => {
+    /**
+     * The end of a write that succeeded: from now on the block is found. Undefined where its storage was taken out meanwhile. Where
+     * somebody else has put a block of that hash there meanwhile, it makes way for one that replaces it only.
+     */
+    const written = (
+      slot: number,
+      { hash, priority = 0 }: Block,
+      checksum: Int32Array,
+      replace: boolean
+    ): typeof stored | typeof duplicate | undefined => {
+      if (index.storages[index.storageOf(slot)]?.failed !== false) {
+        index.giveBack(slot, true)
+        return undefined
+      }
       failures[index.storageOf(slot)] = 0
-      if (index.storages[index.storageOf(slot)]?.failed !== false) return index.giveBack(slot, true)
+      const present = replace ? -1 : index.find(hash)
+      if (present >= 0) {
+        index.giveBack(slot, false)
+        index.touch(present, priority)
+        counts.duplicates += 1
+        return duplicate
+      }
       if (!index.commit(slot, hash, priority, checksum)) removed(hash, "replaced")
       counts.stored += 1
       if (events.wanted) events.push({ _tag: "Stored", hash })
+      return stored
     }
 
     /**
@@ -436,22 +480,24 @@ export const make = (
           const settled = () => {
             if (!replace) writing.delete(hash)
             entry.ended = true
-            gate.give()
             for (const waiter of entry.waiters) waiter()
           }
           return Effect.matchCauseEffect(storageAt(slot).write(offsetOf(slot), data), {
             onSuccess: () => {
-              written(slot, block, checksum)
-              outcomes[place] = stored
+              const outcome = written(slot, block, checksum, replace)
               settled()
-              return Effect.void
+              if (outcome === undefined) return begin(place, block)
+              outcomes[place] = outcome
+              return passed
             },
             onFailure: (cause) => {
               const failure = Cause.failureOrCause(cause)
-              counts.failed += 1
+              const fault = Either.isRight(failure) || isFault(failure.left)
+              if (fault) counts.failed += 1
               // Nothing is known of a slot whose write failed; one that had no answer may even be written to later.
-              index.giveBack(slot, Either.isRight(failure) || isFault(failure.left))
+              index.giveBack(slot, fault)
               settled()
+              gate.give()
               if (Either.isRight(failure)) return Effect.failCause(failure.right)
               outcomes[place] = Either.left(() => failure.left)
               return failedOn(slot, failure.left)
@@ -519,16 +565,18 @@ export const make = (
       return Effect.matchCauseEffect(storageAt(slot).read(offset, into), {
         onSuccess: () => {
           failures[index.storageOf(slot)] = 0
-          const intact = index.verifies(slot, checker.compute(into.bytes))
-          if (!intact) {
-            counts.corrupted += 1
-            if (index.isReady(slot) && events.wanted) events.push({ _tag: "Corrupted", hash })
-            index.drop(slot, true)
-          }
-          index.unpin(slot)
-          return Effect.succeed(
-            intact ? complete : Either.left(() => new BlockCorrupted({ hash, path, offset, checksum }))
-          )
+          return afterTurn(() => {
+            const intact = index.verifies(slot, checker.compute(into.bytes))
+            if (!intact) {
+              counts.corrupted += 1
+              if (index.isReady(slot) && events.wanted) events.push({ _tag: "Corrupted", hash })
+              index.drop(slot, true)
+            }
+            index.unpin(slot)
+            return Effect.succeed(
+              intact ? complete : Either.left(() => new BlockCorrupted({ hash, path, offset, checksum }))
+            )
+          })
         },
         onFailure: (cause) => {
           const failure = Cause.failureOrCause(cause)
@@ -579,11 +627,10 @@ export const make = (
           }
           return onboardPinned(outcomes, place, slot, destination)
         }
-        return run(destinations.length, (place) =>
-          afterTurn(() => {
-            const destination = destinations[place]
-            return destination === undefined ? passed : begin(place, destination)
-          }))
+        return run(destinations.length, (place) => {
+          const destination = destinations[place]
+          return destination === undefined ? passed : begin(place, destination)
+        })
       })
 
     const offloadStream: BlockStore["offloadStream"] = (blocks) =>
@@ -620,12 +667,12 @@ export const make = (
       return length
     }
 
-    /** Reads through a lease: its slot is pinned, whatever has become of the hash. */
-    const onboardLeased = (slot: number, hash: bigint): Lease["onboard"] => (into) =>
+    /** Reads through a lease: until it ends its slot is pinned, whatever has become of the hash. */
+    const onboardLeased = (term: { ended: boolean }, slot: number, hash: bigint): Lease["onboard"] => (into) =>
       Effect.flatMap(
         inBatch("onboard", 1, ({ outcomes }: BlockResults<number, OnboardError>) =>
           run(1, () => {
-            const error = index.isRetired(slot) ? new BlockNotFound({ hash }) : lengthRefused(hash, into)
+            const error = term.ended || index.isRetired(slot) ? new BlockNotFound({ hash }) : lengthRefused(hash, into)
             if (error !== undefined) {
               outcomes[0] = Either.left(() => error)
               return passed
@@ -642,12 +689,14 @@ export const make = (
       Effect.uninterruptible(Effect.suspend(() => {
         const leases = choose().map((hash) => ({ hash, slot: index.find(hash) }))
         for (const { slot } of leases) index.pin(slot)
+        const term = { ended: false }
         const unpin = Effect.sync(() => {
+          term.ended = true
           for (const { slot } of leases) index.unpin(slot)
         })
         return Effect.as(
           Effect.addFinalizer(() => unpin),
-          leases.map(({ hash, slot }): Lease => ({ hash, onboard: onboardLeased(slot, hash) }))
+          leases.map(({ hash, slot }): Lease => ({ hash, onboard: onboardLeased(term, slot, hash) }))
         )
       }))
 
@@ -774,13 +823,17 @@ export const make = (
         pinned: index.pinned,
         inFlight: gate.taken,
         ...counts,
-        storages: index.storages.map(({ blocks, capacity, failed, retired }, number) => ({
-          path: storages[number]?.path ?? "",
-          capacity,
-          blocks,
-          retired,
-          failed
-        }))
+        storages: index.storages.map(({ base, blocks, capacity, failed, freed, fresh, retired }, number) => {
+          const free = freed + base + capacity - fresh
+          return {
+            path: storages[number]?.path ?? "",
+            capacity,
+            blocks,
+            free: failed ? 0 : free,
+            retired: failed ? retired + free : retired,
+            failed
+          }
+        })
       })),
       events: events.stream
     }
