@@ -15,7 +15,7 @@ const root = fileURLToPath(new URL("../..", import.meta.url))
 export interface Child {
   readonly pid: number
   /** Lets the process take its next step, and waits for its answer. */
-  readonly step: (line: "acquire" | "write" | "close") => Effect.Effect<Reply>
+  readonly step: (line: "acquire" | "write" | "keep" | "close") => Effect.Effect<Reply>
 }
 
 /** A process until the Scope ends, whose standard error is told when it ends before it was to. */

@@ -11,6 +11,7 @@ import {
   InvalidOption,
   IoFailed,
   IoStalled,
+  KeepFailed,
   OutOfBounds,
   OutOfSpace,
   PrewriteRefused,
@@ -25,6 +26,7 @@ export const Task = Schema.parseJson(Schema.Struct({
   directIo: Schema.optionalWith(Schema.Literal("proven", "required", "preferred", "disabled"), { exact: true }),
   fallback: Schema.optionalWith(Schema.Literal("truncate", "zero-fill"), { exact: true }),
   earlyUnlink: Schema.optionalWith(Schema.Boolean, { exact: true }),
+  keepAt: Schema.optionalWith(Schema.String, { exact: true }),
   /** The user to become once everything is loaded. */
   user: Schema.optionalWith(Schema.Number, { exact: true }),
   /** Take every file descriptor first. */
@@ -44,6 +46,7 @@ const Failure = Schema.Union(
   InvalidOption,
   IoFailed,
   IoStalled,
+  KeepFailed,
   OutOfBounds,
   OutOfSpace,
   PrewriteRefused,
@@ -51,7 +54,7 @@ const Failure = Schema.Union(
   StorageClosed
 )
 
-/** The answer to a line: `ready` comes unasked, the others after the lines `acquire`, `write` and `close`. */
+/** The answer to a line: `ready` comes unasked, the others after the lines `acquire`, `write`, `keep` and `close`. */
 export const Reply = Schema.parseJson(Schema.Union(
   Schema.TaggedStruct("Ready", {}),
   Schema.TaggedStruct("Done", { path: Schema.String, openBelow: Schema.Array(Schema.String) }),

@@ -1,11 +1,11 @@
-/** A process that acquires, writes and closes one storage, a step for each line that it reads. */
+/** A process that acquires, writes, keeps and closes one storage, a step for each line that it reads. */
 import * as Effect from "effect/Effect"
 import * as Logger from "effect/Logger"
 import * as Schema from "effect/Schema"
 import { openSync, readdirSync, readlinkSync } from "node:fs"
 import { createInterface } from "node:readline"
 import * as DiskStorage from "../../../src/DiskStorage.js"
-import type { BytesError, ReleaseFailed } from "../../../src/DiskStorageError.js"
+import type { BytesError, KeepFailed, ReleaseFailed } from "../../../src/DiskStorageError.js"
 import * as Linux from "../../../src/Linux.js"
 import { Reply, Task } from "./protocol.js"
 
@@ -40,8 +40,10 @@ const acquired = (storage: DiskStorage.DiskStorage) =>
   Effect.gen(function*() {
     yield* say({ _tag: "Done", path: storage.path, openBelow: openBelow() })
     for (let line = yield* nextLine; line.done !== true; line = yield* nextLine) {
-      const step: Effect.Effect<void, BytesError | ReleaseFailed> = line.value === "close"
+      const step: Effect.Effect<void, BytesError | KeepFailed | ReleaseFailed> = line.value === "close"
         ? storage.close
+        : line.value === "keep"
+        ? storage.keep
         : storage.writeBytes(0, new Uint8Array(8192).fill(7))
       yield* Effect.matchEffect(step, {
         onFailure: (error) => say({ _tag: "Failed", error, openBelow: openBelow() }),
