@@ -35,7 +35,7 @@ const mooncakeModel = {
   dtypeWidthBytes: 1
 } as const
 
-const defaultCapacities = "64,128,256,512,1024"
+const defaultCapacities = "48,96,192,384"
 const mebibyte = 1024 * 1024
 
 const Positive = Schema.NumberFromString.pipe(Schema.int(), Schema.positive())

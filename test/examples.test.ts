@@ -1,7 +1,7 @@
 /** The examples run, say what they should, and leave nothing. */
 import { assert, describe, it } from "@effect/vitest"
 import { spawnSync } from "node:child_process"
-import { mkdtempSync, readdirSync, rmdirSync } from "node:fs"
+import { mkdtempSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
@@ -79,5 +79,73 @@ describe("examples", { timeout: 120_000 }, () => {
     assert.match(stderr, /\n {2}.*\/nonexistent.*ENOENT/)
     assert.notMatch(stderr, /\n\s+at /)
     assert.notInclude(stdout, " it is")
+  })
+
+  describe("offload-a-model", () => {
+    const withFiles = (use: (directory: string) => void) => {
+      const directory = mkdtempSync(join(tmpdir(), "effect-disk-storage-trace-"))
+      try {
+        use(directory)
+      } finally {
+        rmSync(directory, { recursive: true })
+      }
+    }
+    const row = (input_length: number, ...hash_ids: ReadonlyArray<number>) =>
+      JSON.stringify({ timestamp: 0, input_length, output_length: 1, hash_ids })
+
+    it("replays what it generates, at every capacity, and draws it", () => {
+      withFiles((directory) => {
+        const plot = join(directory, "hit-rate.svg")
+        const args = ["--conversations", "2", "--capacities", "8,32", "--plot", plot]
+        const { status, stderr, stdout } = run("offload-a-model", {}, ...args)
+        assert.strictEqual(status, 0, stderr)
+        assert.match(stdout, /^2 generated conversations; a block is 64 tokens, 128 KiB$/m)
+        assert.match(stdout, /^capacity {4}8 blocks, 1\.0 MiB$/m)
+        assert.match(stdout, /^capacity {4}32 blocks, 4\.0 MiB$/m)
+        assert.strictEqual(stdout.match(/every byte is the one offloaded/g)?.length, 2)
+        assert.strictEqual(stdout.match(/corrupted 0, failed 0$/gm)?.length, 2)
+        assert.match(stdout, /onboard {3}[1-9]/)
+        const svg = readFileSync(plot, "utf8")
+        assert.match(svg, /^<svg/)
+        assert.include(svg, "capacity, blocks")
+      })
+    })
+
+    it("replays a trace of Mooncake's format", () => {
+      withFiles((directory) => {
+        const trace = join(directory, "trace.jsonl")
+        // 2 of 3 blocks are shared, then the whole prompt, whose last block is not full; nothing of the empty one.
+        writeFileSync(trace, [row(1300, 0, 1, 2), row(1536, 0, 1, 3), row(1300, 0, 1, 2), row(0), ""].join("\n"))
+        const { status, stderr, stdout } = run("offload-a-model", {}, trace, "--capacities", "8")
+        assert.strictEqual(status, 0, stderr)
+        assert.include(stdout, "requests  4, of 9 blocks, 9 of them in prompts")
+        // 5 of 9; 1024 + 1300 of 4136
+        assert.include(stdout, "hit rate  55.6 % of the prompts' blocks, 56.2 % of their tokens")
+        assert.include(stdout, "stored 4, duplicates 0, hits 5,")
+      })
+    })
+
+    it.each([
+      ["{\"timestamp\": 0", "JSON"],
+      [JSON.stringify({ timestamp: 0, input_length: 5, hash_ids: [0] }), "output_length"],
+      [row(1300, 0, 1), "3 hash_ids, since input_length is 1300"],
+      [row(10, -1), "-1"]
+    ])("names the line that is malformed: %s", (line, expected) => {
+      withFiles((directory) => {
+        const trace = join(directory, "trace.jsonl")
+        writeFileSync(trace, `${row(512, 0)}\n${line}\n`)
+        const { status, stderr } = run("offload-a-model", {}, trace, "--capacities", "8")
+        assert.strictEqual(status, 1)
+        assert.include(stderr, `${trace}, line 2:`)
+        assert.include(stderr, expected)
+        assert.notMatch(stderr, /\n\s+at /)
+      })
+    })
+
+    it("names a bad argument", () => {
+      const { status, stderr } = run("offload-a-model", {}, "--capacities", "8,none")
+      assert.strictEqual(status, 1)
+      assert.include(stderr, "none")
+    })
   })
 })

@@ -21,7 +21,7 @@ export class TraceError extends Data.TaggedError("TraceError")<{ readonly messag
 /** The model that requests are generated from. Lengths are means; times are seconds. */
 export const workload = {
   seed: 1,
-  conversations: 32,
+  conversations: 24,
   /** Between two conversations that begin, exponential. */
   arrival: 4,
   /** The system prompt of rank r is taken with a probability in proportion to 1 / r^zipf. */
