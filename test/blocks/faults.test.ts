@@ -6,6 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
+import * as FiberId from "effect/FiberId"
 import * as Layer from "effect/Layer"
 import * as Metric from "effect/Metric"
 import * as Scope from "effect/Scope"
@@ -293,19 +294,21 @@ describe("those who are stopped", { timeout: 60_000 }, () => {
 
   it.scopedLive("no permit is lost with who is stopped as it comes", () =>
     Effect.gen(function*() {
-      const disk = yield* storage(8)
+      let finish = () => {}
+      const held = Effect.async<void>((resume) => {
+        finish = () => resume(Effect.void)
+      })
+      const disk = { ...yield* storage(8), write: () => held }
       const store = yield* BlockStore.make([disk], { blockBytes: page, maxBlocksInFlight: 1 })
-      for (const round of numbers(60)) {
-        const first = yield* Effect.fork(offload(store, [2 * round]))
-        const second = yield* Effect.fork(offload(store, [2 * round + 1]))
-        yield* turns(1)
-        // Answered together with the first, in either order.
-        const into = yield* blank(page)
-        yield* Effect.fork(Effect.zipRight(disk.read(0, into), Fiber.interruptFork(second)))
-        yield* Fiber.join(first)
-        yield* Fiber.await(second)
-        assert.strictEqual((yield* store.stats).inFlight, 0, `round ${round}`)
-      }
+      const first = yield* Effect.fork(offload(store, [1]))
+      yield* turns(3)
+      const second = yield* Effect.fork(offload(store, [2]))
+      yield* turns(3)
+      // The permit is on its way to the second when that is stopped.
+      finish()
+      second.unsafeInterruptAsFork(FiberId.none)
+      assert.deepStrictEqual(yield* Fiber.join(first), ["stored"])
+      assert.isTrue(Exit.isInterrupted(yield* Fiber.await(second)))
       yield* assertSettled(store)
     }).pipe(Effect.provide(simulated())))
 
