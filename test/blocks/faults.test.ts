@@ -411,7 +411,7 @@ describe("room", { timeout: 60_000 }, () => {
 
   it.scopedLive("10 000 fibres", () =>
     Effect.gen(function*() {
-      const store = yield* make(64)
+      const store = yield* make(64, { maxBlocksInFlight: 64 })
       yield* Effect.forEach(numbers(10_000), (index) =>
         index % 2 === 0
           ? offload(store, [index % 200])

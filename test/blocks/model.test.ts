@@ -416,14 +416,14 @@ describe("over a simulated kernel", { timeout: 60_000 }, () => {
     "one after the other: the same as the model, up to what is evicted",
     { plan },
     ({ plan }) => on(plan, sequential),
-    { fastCheck: { ...runs, numRuns: 100 } }
+    { fastCheck: { ...runs, numRuns: 60 } }
   )
 
   it.live.prop(
     "together, some interrupted: bytes of their hash, no slot lost",
     { plan },
     ({ plan }) => on(plan, concurrent),
-    { fastCheck: { ...runs, numRuns: 150 } }
+    { fastCheck: { ...runs, numRuns: 80 } }
   )
 })
 
