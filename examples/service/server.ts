@@ -1,0 +1,63 @@
+/** The service on a port of this machine, for as long as the Scope lives. */
+import * as NodeHttpServer from "@effect/platform-node/NodeHttpServer"
+import * as HttpApiBuilder from "@effect/platform/HttpApiBuilder"
+import * as HttpApiScalar from "@effect/platform/HttpApiScalar"
+import * as HttpServer from "@effect/platform/HttpServer"
+import * as HttpServerRequest from "@effect/platform/HttpServerRequest"
+import { BlockStore, DirectIo } from "effect-disk-storage"
+import * as Effect from "effect/Effect"
+import * as Layer from "effect/Layer"
+import * as Option from "effect/Option"
+import { createServer } from "node:http"
+import type { Server } from "node:http"
+import { Api } from "./api.js"
+import * as Service from "./service.js"
+import * as Transfers from "./transfers.js"
+
+export interface ServerOptions extends Omit<Transfers.TransferOptions, "blockBytes"> {
+  readonly host: string
+  /** 0 takes a free one. */
+  readonly port: number
+  /** What the doctor looks at. */
+  readonly directory: string
+  /** How long transfers may take to end once the service is being stopped. */
+  readonly drainSeconds: number
+}
+
+/** Accepts no connection, lets the transfers end, then cuts what is left; done when no buffer is in use. */
+const drain = (server: Server, transfers: Transfers.Transfers["Type"], seconds: number) =>
+  Effect.gen(function*() {
+    yield* transfers.stop
+    yield* Effect.sync(() => server.close())
+    const idle = Effect.gen(function*() {
+      while ((yield* transfers.active) > 0) yield* Effect.sleep("10 millis")
+    })
+    yield* Effect.timeoutOption(idle, `${seconds} seconds`)
+    yield* Effect.sync(() => server.closeAllConnections())
+    yield* idle
+  }).pipe(Effect.interruptible)
+
+/** Serves; what its address is. The store must outlive the Scope. */
+export const serve = (options: ServerOptions) =>
+  Effect.gen(function*() {
+    const store = yield* BlockStore.BlockStore
+    const { verdict } = yield* DirectIo.inspect(options.directory)
+    const transfers = yield* Transfers.make({ ...options, blockBytes: store.blockBytes })
+    const nodeServer = createServer()
+    const server = yield* NodeHttpServer.make(() => nodeServer, { host: options.host, port: options.port })
+    const ApiLive = HttpApiBuilder.api(Api).pipe(Layer.provide([Service.blocks, Service.operations]))
+    const Live = HttpApiBuilder.serve(HttpServerRequest.withMaxBodySize(Option.some(1024 * 1024))).pipe(
+      Layer.provide([HttpApiScalar.layer(), HttpApiBuilder.middlewareOpenApi()]),
+      Layer.provide(ApiLive),
+      Layer.provide([
+        Layer.succeed(HttpServer.HttpServer, server),
+        Layer.succeed(BlockStore.BlockStore, store),
+        Layer.succeed(Transfers.Transfers, transfers),
+        Layer.succeed(Service.Verdict, verdict),
+        NodeHttpServer.layerContext
+      ])
+    )
+    yield* Layer.build(Live)
+    yield* Effect.addFinalizer(() => drain(nodeServer, transfers, options.drainSeconds))
+    return HttpServer.formatAddress(server.address)
+  })
