@@ -445,8 +445,8 @@ export const make = (
       replaced.links -= 1
       forget(replaced)
     }
-    for (const [path, file] of [...names]) {
-      if (path !== source.path && !isBelow(path, source.path)) continue
+    const moving = [...names].filter(([path]) => path === source.path || isBelow(path, source.path))
+    for (const [path, file] of moving) {
       names.delete(path)
       names.set(`${target.path}${path.slice(source.path.length)}`, file)
     }
