@@ -550,7 +550,7 @@ describe("two storages", () => {
   it.effect("that want what was kept: one gets it", () =>
     Effect.gen(function*() {
       const kernel = yield* Syscalls
-      for (let round = 0; round < 100; round++) {
+      for (let round = 0; round < 30; round++) {
         yield* keepContent(first)
         const late =
           <Args extends ReadonlyArray<unknown>, A, E>(call: (...args: Args) => Effect.Effect<A, E>) =>
@@ -596,7 +596,8 @@ describe("whatever fails and whenever it is interrupted", () => {
     profile: SimulatedSyscalls.Profile,
     options: Partial<DiskStorage.DiskStorageOptions>,
     before: "something was kept" | "nothing was kept",
-    schedule?: (base: number) => Schedule
+    schedule?: (base: number) => Schedule,
+    atAWrite = false
   ) =>
     Effect.gen(function*() {
       const control = yield* SimulatedKernel
@@ -647,6 +648,9 @@ describe("whatever fails and whenever it is interrupted", () => {
         if (old) assert.isTrue(!seen.acquired || !seen.takenUp, `${what}: what was changed came back`)
         else assert.isTrue(renamed, `${what}: kept without a rename`)
       }
+      // Its erasure had not begun: it has its name again, or never lost it.
+      const unwritten = !journal.slice(base).some(({ syscall }) => syscall === "pwrite") && !atAWrite
+      if (before === "something was kept" && !seen.acquired && unwritten) assert.deepStrictEqual(content, first, what)
       if (there) assert.isDefined(content, `${what}: something is there that is not taken up`)
       const { bytes, fds, files, mappings } = yield* control.leaks
       assert.deepStrictEqual([files, fds], [others, []], what)
@@ -664,10 +668,10 @@ describe("whatever fails and whenever it is interrupted", () => {
   const cases: ReadonlyArray<
     readonly [SimulatedSyscalls.Profile, Partial<DiskStorage.DiskStorageOptions>, number]
   > = [
-    ["ext4", {}, 2],
-    ["ext4", { openStrategy: "open-direct", directIo: "proven" }, 9],
-    ["btrfs", {}, 9],
-    ["lustre", { fallback: "zero-fill" }, 9]
+    ["ext4", {}, 4],
+    ["ext4", { openStrategy: "open-direct", directIo: "proven" }, 16],
+    ["btrfs", {}, 16],
+    ["lustre", { fallback: "zero-fill" }, 16]
   ]
   for (const [profile, options, stride] of cases) {
     for (const before of ["something was kept", "nothing was kept"] as const) {
@@ -686,8 +690,10 @@ describe("whatever fails and whenever it is interrupted", () => {
                 outcome: { _tag: "Fail", code }
               }))
             }
-            for (const when of ["before", "during", "after"] as const) {
-              yield* run(profile, options, before, (base) => ({ call: base + index + 1, when }))
+            // What the first case says of the moments before and after a call holds for all.
+            for (const when of stride < 5 ? ["before", "during", "after"] as const : ["during"] as const) {
+              const interruption = (base: number) => ({ call: base + index + 1, when })
+              yield* run(profile, options, before, interruption, syscall === "pwrite")
             }
             if (syscall === "pread" || syscall === "pwrite") {
               for (const bytes of [0, 1, 4000]) {
@@ -834,16 +840,13 @@ describeReal("ext4 on a direct loop", { name: "in the way of what is kept" }, (i
 
   it.scoped("a process that was killed leaves what it has kept, and nothing else to take up", () =>
     Effect.gen(function*() {
-      const [unkept, takenUp, kept] = yield* Effect.all([
-        afterAKill(false, "acquire", "write"),
+      const [takenUp, kept] = yield* Effect.all([
         afterAKill(true, "acquire", "write"),
         afterAKill(false, "acquire", "write", "keep")
-      ], { concurrency: 3 })
-      for (const { content, names } of [unkept, takenUp]) {
-        assert.lengthOf(names, 1)
-        assert.match(names[0] ?? "", /-eds-/)
-        assert.isUndefined(content)
-      }
+      ], { concurrency: 2 })
+      assert.lengthOf(takenUp.names, 1)
+      assert.match(takenUp.names[0] ?? "", /-eds-/)
+      assert.isUndefined(takenUp.content)
       assert.deepStrictEqual(kept.names, ["kept"])
       assertBytes(kept.content?.subarray(0, 8192) ?? new Uint8Array(0), new Uint8Array(8192).fill(7), "what was kept")
     }))

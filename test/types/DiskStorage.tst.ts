@@ -136,6 +136,12 @@ describe("the file", () => {
     expect(storage.unlink).type.toBe<Effect.Effect<void, Errors.UnlinkFailed | Errors.StorageClosed>>()
     expect(storage.close).type.toBe<Effect.Effect<void, Errors.ReleaseFailed>>()
   })
+
+  it("is kept with what can fail", () => {
+    expect(storage.keep).type.toBe<Effect.Effect<void, Errors.KeepFailed | Errors.StorageClosed>>()
+    expect(storage.keptAt).type.toBe<{ readonly path: string; readonly takenUp: boolean } | undefined>()
+    expect(DiskStorage.make).type.toBeCallableWith({ size: 1, keepAt: "/cache/kept" })
+  })
 })
 
 describe("registrations", () => {
