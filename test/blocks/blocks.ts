@@ -54,7 +54,8 @@ export const simulated = (options: SimulatedSyscalls.EngineOptions = {}) =>
     silent
   )
 
-export const storage = (blocks: number) => DiskStorage.make({ size: blocks * page, directIo: "preferred" })
+export const storage = (blocks: number, options: Partial<DiskStorage.DiskStorageOptions> = {}) =>
+  DiskStorage.make({ size: blocks * page, directIo: "preferred", ...options })
 
 /** Every slot is accounted for, and nobody uses any. */
 export const assertSettled = (store: BlockStore.BlockStore): Effect.Effect<void> =>

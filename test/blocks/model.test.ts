@@ -12,6 +12,7 @@ import type { IoEngine } from "../../src/IoEngine.js"
 import * as Linux from "../../src/Linux.js"
 import type { Syscalls } from "../../src/Syscalls.js"
 import { seed, whyNotEngine } from "../engines/engines.js"
+import { describeReal, freshPath } from "../filesystems/real.js"
 import { assertSettled, blank, block, page, silent, simulated, storage, versionOf } from "./blocks.js"
 
 const hash = FastCheck.nat(11)
@@ -57,11 +58,19 @@ const plan = FastCheck.record({
 type Plan = typeof plan extends FastCheck.Arbitrary<infer A> ? A : never
 type Step = Plan["steps"][number]
 
-const make = (plan: Plan, maxBlocksInFlight: number) =>
+/** A plan whose storages may have a place of their own, and then do direct I/O. */
+interface Placed extends Plan {
+  readonly directory?: string
+}
+
+type Schedule = (plan: Placed) => Effect.Effect<void, unknown, Syscalls | IoEngine | Scope.Scope>
+
+const make = (plan: Placed, maxBlocksInFlight: number) =>
   Effect.gen(function*() {
     const [first, ...others] = plan.capacities
-    const one = yield* storage(first ?? 1)
-    const more = yield* Effect.forEach(others, storage)
+    const where = plan.directory === undefined ? {} : { directory: plan.directory, directIo: "required" as const }
+    const one = yield* storage(first ?? 1, where)
+    const more = yield* Effect.forEach(others, (blocks) => storage(blocks, where))
     return yield* BlockStore.make([one, ...more], {
       blockBytes: page,
       checksum: plan.checksum,
@@ -152,7 +161,7 @@ interface Leased {
   readonly scope: Scope.CloseableScope
 }
 
-const sequential = (plan: Plan): Effect.Effect<void, unknown, Syscalls | IoEngine | Scope.Scope> =>
+const sequential: Schedule = (plan) =>
   Effect.gen(function*() {
     // One at a time: a batch goes in its order.
     const store = yield* make(plan, 1)
@@ -303,7 +312,7 @@ const sequential = (plan: Plan): Effect.Effect<void, unknown, Syscalls | IoEngin
     yield* assertSettled(store)
   })
 
-const concurrent = (plan: Plan): Effect.Effect<void, unknown, Syscalls | IoEngine | Scope.Scope> =>
+const concurrent: Schedule = (plan) =>
   Effect.gen(function*() {
     const store = yield* make(plan, plan.maxBlocksInFlight)
     const given = new Map<number, number>()
@@ -407,10 +416,8 @@ const concurrent = (plan: Plan): Effect.Effect<void, unknown, Syscalls | IoEngin
 const runs = { seed, endOnFailure: false }
 
 describe("over a simulated kernel", { timeout: 60_000 }, () => {
-  const on = (
-    plan: Plan,
-    run: (plan: Plan) => Effect.Effect<void, unknown, Syscalls | IoEngine | Scope.Scope>
-  ) => run(plan).pipe(Effect.scoped, Effect.provide(simulated({ ...plan, depth: plan.maxBlocksInFlight })))
+  const on = (plan: Plan, run: Schedule) =>
+    run(plan).pipe(Effect.scoped, Effect.provide(simulated({ ...plan, depth: plan.maxBlocksInFlight })))
 
   it.live.prop(
     "one after the other: the same as the model, up to what is evicted",
@@ -434,10 +441,7 @@ for (const [engine, name] of [["io_uring", "io_uring"], ["node", "node:fs"]] as 
     timeout: 60_000
   }, () => {
     const layer = Layer.merge(Linux.layerWith({ engine }), silent)
-    const on = (
-      plan: Plan,
-      run: (plan: Plan) => Effect.Effect<void, unknown, Syscalls | IoEngine | Scope.Scope>
-    ) => run({ ...plan, fail: 0 }).pipe(Effect.scoped, Effect.provide(layer))
+    const on = (plan: Plan, run: Schedule) => run({ ...plan, fail: 0 }).pipe(Effect.scoped, Effect.provide(layer))
 
     it.live.prop("one after the other: the same as the model", { plan }, ({ plan }) => on(plan, sequential), {
       fastCheck: { ...runs, numRuns: 8 }
@@ -448,3 +452,21 @@ for (const [engine, name] of [["io_uring", "io_uring"], ["node", "node:fs"]] as 
     })
   })
 }
+
+// Only direct I/O goes through AIO, so this one has a filesystem that does it.
+describeReal("ext4", { name: "aio" }, (it) => {
+  const layer = Linux.layerWith({ engine: "aio" })
+  const on = (plan: Plan, run: Schedule) =>
+    Effect.flatMap(freshPath, (directory) => run({ ...plan, fail: 0, directory })).pipe(
+      Effect.scoped,
+      Effect.provide(layer)
+    )
+
+  it.effect.prop("one after the other: the same as the model", { plan }, ({ plan }) => on(plan, sequential), {
+    fastCheck: { ...runs, numRuns: 4 }
+  })
+
+  it.effect.prop("together: bytes of their hash, no slot lost", { plan }, ({ plan }) => on(plan, concurrent), {
+    fastCheck: { ...runs, numRuns: 6 }
+  })
+})
