@@ -234,6 +234,15 @@ export interface DiskStorage {
    */
   readonly readBatch: (transfers: ReadonlyArray<Transfer>) => Effect.Effect<Results<TransferError>>
   readonly writeBatch: (transfers: ReadonlyArray<Transfer>) => Effect.Effect<Results<TransferError>>
+  /**
+   * The way in without Effect, for those who count microseconds: `done` is called once, perhaps before this returns, with the error if
+   * there is one. Nothing can take the transfer back; `done` must not throw, and how many transfers wait is the caller's to bound.
+   */
+  readonly unsafeTransfer: (
+    kind: "read" | "write",
+    transfer: Transfer,
+    done: (error: TransferError | undefined) => void
+  ) => void
   /** Any range, through aligned bounce buffers of the storage. The result is the caller's. */
   readonly readBytes: (offset: number, length: number) => Effect.Effect<Uint8Array, BytesError>
   /**

@@ -1,30 +1,35 @@
 /**
- * Which block lies in which slot, who uses it, and which one goes next. Plain code over typed arrays: one line of 64 bytes per slot,
- * chained into hash buckets and into a list per priority from the least to the most recently used, so that nothing here looks at more
- * than a few slots, however many there are.
+ * Which block lies in which slot, who uses it, and which one goes next. Plain code over typed arrays: half a cache line per slot,
+ * chained into hash buckets, and a list per priority from the least to the most recently used, so that nothing here looks at more than
+ * a few slots, however many there are.
  *
  * The table holds only blocks that can be read. The lists hold those of them that nobody uses: the head of one can always go.
+ *
+ * With a million slots the time goes into memory that is in no cache. The links of the lists, of which four are changed for every use,
+ * therefore lie by themselves.
  */
 
 /** Priorities are 0 to 15. */
 export const priorities = 16
 
 /** Words of a slot. */
-const words = 16
+const words = 8
 const LOW = 0
 const HIGH = 1
 /** The next slot of the same bucket, or of the free list. Slots in links are counted from 1, so that 0 is none. */
 const NEXT = 2
-const OLDER = 3
-const NEWER = 4
 /** Readers and leases. */
-const PINS = 5
-const STATE = 6
-const PRIORITY = 7
-const STORAGE = 8
+const PINS = 3
+const STATE = 4
+const PRIORITY = 5
+const STORAGE = 6
 /** Whether the slot is not to be used again. */
-const RETIRE = 9
-const CHECKSUM = 12
+const RETIRE = 7
+
+/** Links of a slot in the list of its priority. */
+const links = 2
+const OLDER = 0
+const NEWER = 1
 
 /** Of the checksum, in words. */
 export const checksumWords = 4
@@ -47,6 +52,7 @@ export interface StorageSlots {
   freed: number
   blocks: number
   retired: number
+  /** Set by `fail`. */
   failed: boolean
 }
 
@@ -65,12 +71,15 @@ export class BlockIndex {
   /** Blocks that are read or leased. */
   pinned = 0
   private readonly lines: Int32Array
+  private readonly list: Int32Array
+  private readonly checksums: Int32Array
   private readonly buckets: Int32Array
   private readonly mask: number
   private readonly seed: number
   /** Least and most recently used of each priority. */
   private readonly oldest = new Int32Array(priorities)
   private readonly newest = new Int32Array(priorities)
+  private someFailed = false
   /** Whose turn it is to take a block. */
   private turn = 0
   private readonly hash64 = new BigUint64Array(1)
@@ -93,7 +102,10 @@ export class BlockIndex {
     this.seed = seed
     this.onRemoved = onRemoved
     this.lines = new Int32Array(base * words)
-    const size = 2 ** Math.ceil(Math.log2(Math.max(2, base)))
+    this.list = new Int32Array(base * links)
+    this.checksums = new Int32Array(base * checksumWords)
+    // Half of them empty at least: most chains are of one.
+    const size = 2 ** Math.ceil(Math.log2(Math.max(2, 2 * base)))
     this.buckets = new Int32Array(size)
     this.mask = size - 1
   }
@@ -145,17 +157,26 @@ export class BlockIndex {
     this.hash64[0] = hash
     const low = (this.hash32[0] ?? 0) | 0
     const high = (this.hash32[1] ?? 0) | 0
-    const { lines } = this
+    const { lines, someFailed } = this
+    if (failed && !someFailed) return -1
     let link = this.buckets[mix(low, high, this.seed) & this.mask] ?? 0
     while (link !== 0) {
       const line = (link - 1) * words
       if (
         lines[line + LOW] === low && lines[line + HIGH] === high &&
-        this.storages[lines[line + STORAGE] ?? 0]?.failed === failed
+        (!someFailed || this.storages[lines[line + STORAGE] ?? 0]?.failed === failed)
       ) return link - 1
       link = lines[line + NEXT] ?? 0
     }
     return -1
+  }
+
+  /** From now on its blocks are not found, and none is put there. */
+  fail(number: number): void {
+    const storage = this.storages[number]
+    if (storage === undefined) return
+    storage.failed = true
+    this.someFailed = true
   }
 
   /** A slot to write a block of that priority to, or −1. It belongs to the caller until `commit` or `giveBack`. */
@@ -200,16 +221,19 @@ export class BlockIndex {
     return false
   }
 
-  /** The block of `slot` can be read from now on; false when it took the place of an older one. */
-  commit(slot: number, hash: bigint, priority: number, checksum: Int32Array): boolean {
+  /** Keeps the checksum of what a slot is written with. */
+  seal(slot: number, checksum: Int32Array): void {
+    this.checksums.set(checksum, slot * checksumWords)
+  }
+
+  /** The block of `slot` can be read from now on. No other block of that hash can be. */
+  commit(slot: number, hash: bigint, priority: number): void {
     // Whoever hears of it hears of the one that is lost before.
     const lost = this.find(hash, true)
     if (lost >= 0) {
       this.drop(lost)
       this.onRemoved(hash, true)
     }
-    const older = this.find(hash)
-    if (older >= 0) this.drop(older)
     this.hash64[0] = hash
     const low = (this.hash32[0] ?? 0) | 0
     const high = (this.hash32[1] ?? 0) | 0
@@ -220,12 +244,10 @@ export class BlockIndex {
     this.put(slot, STATE, READY)
     this.put(slot, PRIORITY, priority)
     this.put(slot, PINS, 0)
-    for (let word = 0; word < checksumWords; word++) this.put(slot, CHECKSUM + word, checksum[word] ?? 0)
     this.buckets[bucket] = slot + 1
     this.blocks += 1
     this.storage(slot).blocks += 1
     this.append(slot)
-    return older < 0
   }
 
   /** Gives a slot back that was taken and not committed. */
@@ -237,13 +259,13 @@ export class BlockIndex {
   /** Whether the checksum kept for the block is this one. */
   verifies(slot: number, checksum: Int32Array): boolean {
     for (let word = 0; word < checksumWords; word++) {
-      if (this.at(slot, CHECKSUM + word) !== (checksum[word] ?? 0)) return false
+      if (this.checksums[slot * checksumWords + word] !== checksum[word]) return false
     }
     return true
   }
 
   checksumOf(slot: number): Int32Array {
-    return this.lines.subarray(slot * words + CHECKSUM, slot * words + CHECKSUM + checksumWords)
+    return this.checksums.subarray(slot * checksumWords, (slot + 1) * checksumWords)
   }
 
   /** Its slot stays what it is until as many `unpin`s. */
@@ -310,23 +332,25 @@ export class BlockIndex {
   }
 
   private append(slot: number): void {
+    const { list } = this
     const priority = this.at(slot, PRIORITY)
     const last = this.newest[priority] ?? 0
-    this.put(slot, OLDER, last)
-    this.put(slot, NEWER, 0)
+    list[slot * links + OLDER] = last
+    list[slot * links + NEWER] = 0
     if (last === 0) this.oldest[priority] = slot + 1
-    else this.put(last - 1, NEWER, slot + 1)
+    else list[(last - 1) * links + NEWER] = slot + 1
     this.newest[priority] = slot + 1
   }
 
   private unlink(slot: number): void {
+    const { list } = this
     const priority = this.at(slot, PRIORITY)
-    const older = this.at(slot, OLDER)
-    const newer = this.at(slot, NEWER)
+    const older = list[slot * links + OLDER] ?? 0
+    const newer = list[slot * links + NEWER] ?? 0
     if (older === 0) this.oldest[priority] = newer
-    else this.put(older - 1, NEWER, newer)
+    else list[(older - 1) * links + NEWER] = newer
     if (newer === 0) this.newest[priority] = older
-    else this.put(newer - 1, OLDER, older)
+    else list[(newer - 1) * links + OLDER] = older
   }
 
   /** Calls `each` with the blocks in the slots from `from` up to `to`. */
@@ -337,7 +361,7 @@ export class BlockIndex {
   /** Calls `each` with the blocks that nobody uses, from the least to the most recently used of each priority. */
   inOrder(each: (slot: number) => void): void {
     for (const oldest of this.oldest) {
-      for (let link = oldest; link !== 0; link = this.at(link - 1, NEWER)) each(link - 1)
+      for (let link = oldest; link !== 0; link = this.list[(link - 1) * links + NEWER] ?? 0) each(link - 1)
     }
   }
 
@@ -354,7 +378,8 @@ export class BlockIndex {
     if (this.at(slot, STATE) !== FREE) return false
     this.put(slot, STORAGE, number)
     storage.fresh = Math.max(storage.fresh, slot + 1)
-    this.commit(slot, hash, priority, checksum)
+    this.seal(slot, checksum)
+    this.commit(slot, hash, priority)
     return true
   }
 

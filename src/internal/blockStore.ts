@@ -2,12 +2,11 @@
  * The block store: batches of transfers between buffers and slots. Whatever becomes of a transfer is entered into the index in one
  * step of plain code, so that nobody sees half of it, and an interruption comes before a transfer or after it.
  */
-import * as Cause from "effect/Cause"
 import * as Chunk from "effect/Chunk"
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
-import * as Fiber from "effect/Fiber"
+import * as Queue from "effect/Queue"
 import * as Random from "effect/Random"
 import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
@@ -37,6 +36,9 @@ import {
 import type { IoEngine, Results } from "../IoEngine.js"
 import * as OffloadFilter from "../OffloadFilter.js"
 import type { Syscalls } from "../Syscalls.js"
+import { region } from "./alignedBuffer.js"
+import type { Batch } from "./blockBatch.js"
+import { Gate } from "./blockBatch.js"
 import * as checksums from "./blockChecksum.js"
 import { BlockEvents } from "./blockEvents.js"
 import { BlockIndex, priorities } from "./blockIndex.js"
@@ -107,60 +109,10 @@ class BlockResults<A, E> implements Results<E, A> {
 /** What of the counts are metrics, too. */
 const metricEvents = ["hits", "misses", "stored", "evicted", "corrupted", "failed"] as const
 
-/** A batch under way: its blocks are begun one after the other, by several fibres, until it is stopped. */
-interface Batch {
-  next: number
-  stopped: boolean
-}
-
-/** Bounds the blocks in flight, first come first served. A batch that is stopped waits no more. */
-class Gate {
-  private free: number
-  private waiting: Array<{ readonly batch: Batch; readonly resume: (permit: boolean) => void }> = []
-  readonly permits: number
-
-  constructor(permits: number) {
-    this.permits = permits
-    this.free = permits
-  }
-
-  get taken(): number {
-    return this.permits - this.free
-  }
-
-  tryTake(): boolean {
-    if (this.free === 0) return false
-    this.free -= 1
-    return true
-  }
-
-  /** Ends with a permit, unless the batch is stopped; it may be stopped between the permit and who waits for it. */
-  wait(batch: Batch): Effect.Effect<boolean> {
-    return Effect.async<boolean>((resume) => {
-      if (batch.stopped) return resume(Effect.succeed(false))
-      if (this.tryTake()) return resume(Effect.succeed(true))
-      this.waiting.push({ batch, resume: (permit) => resume(Effect.succeed(permit)) })
-    })
-  }
-
-  give(): void {
-    const first = this.waiting.shift()
-    if (first === undefined) this.free += 1
-    else first.resume(true)
-  }
-
-  stop(batch: Batch): void {
-    batch.stopped = true
-    const stopped = this.waiting.filter((waiter) => waiter.batch === batch)
-    this.waiting = this.waiting.filter((waiter) => waiter.batch !== batch)
-    for (const { resume } of stopped) resume(false)
-  }
-}
-
 /** A hash that is being written; `waiters` are told when that has ended. */
 interface Writing {
   ended: boolean
-  readonly waiters: Set<() => void>
+  waiters: Set<() => void> | undefined
 }
 
 /** Blocks of whole pages can be moved by every kind of direct I/O with pages below it. */
@@ -288,72 +240,38 @@ export const make = (
 
     /** Failures in a row, by storage. */
     const failures = storages.map(() => 0)
-    const scope = yield* Effect.scope
-    /** After this its blocks are found no more; they leave the index bit by bit. */
-    const takeOut = (number: number, storage: DiskStorage, error: TransferError): Effect.Effect<void> =>
-      Effect.suspend(() => {
-        const slots = index.storages[number]
-        if (slots === undefined || slots.failed) return Effect.void
-        slots.failed = true
-        const purge = walk([number], (slot) => {
-          const hash = index.hashOf(slot)
-          index.drop(slot)
-          removed(hash, "storage")
-        })
-        return Effect.logError("a storage is taken out of the block store, with its blocks", error).pipe(
-          Effect.annotateLogs({ path: storage.path, blocks: slots.blocks }),
-          Effect.zipRight(Effect.forkIn(Effect.interruptible(purge), scope))
+    /** Storages that were taken out. Their blocks are found no more from then on, and leave the index bit by bit. */
+    const takenOut = yield* Queue.unbounded<{ readonly number: number; readonly error: TransferError }>()
+    const purge = ({ error, number }: { readonly number: number; readonly error: TransferError }) =>
+      Effect.suspend(() =>
+        Effect.logError("a storage is taken out of the block store, with its blocks", error).pipe(
+          Effect.annotateLogs({ path: storages[number]?.path, blocks: index.storages[number]?.blocks }),
+          Effect.zipRight(walk([number], (slot) => {
+            const hash = index.hashOf(slot)
+            index.drop(slot)
+            removed(hash, "storage")
+          }))
         )
-      })
+      )
+    yield* Effect.forkScoped(Effect.interruptible(Effect.forever(Effect.flatMap(Queue.take(takenOut), purge))))
 
     /** Whether the range that a transfer failed on is to be used no more, and the storage with it after too many. */
     const isFault = (error: TransferError): boolean =>
       error._tag === "IoFailed" || error._tag === "IoStalled" || error._tag === "StorageClosed"
-    const failedOn = (slot: number, error: TransferError): Effect.Effect<void> => {
-      if (!isFault(error)) return Effect.void
+    const failedOn = (slot: number, error: TransferError): void => {
       const number = index.storageOf(slot)
+      const storage = index.storages[number]
       const inARow = (failures[number] ?? 0) + 1
       failures[number] = inARow
-      return error._tag === "StorageClosed" || inARow >= failureLimit
-        ? takeOut(number, storageAt(slot), error)
-        : Effect.void
+      if (storage === undefined || storage.failed) return
+      if (error._tag !== "StorageClosed" && inARow < failureLimit) return
+      index.fail(number)
+      takenOut.unsafeOffer({ number, error })
     }
 
-    /** Gives the permit back of a step that has nothing in flight. */
-    const passed = Effect.sync(() => gate.give())
-
-    /**
-     * Runs `step` for each of `count` blocks, as many at once as the gate lets in. It begins none after an interruption, and ends
-     * when those that it has begun have ended. A step takes over its permit.
-     */
-    const run = (count: number, step: (index: number) => Effect.Effect<void>): Effect.Effect<void> =>
-      Effect.uninterruptibleMask((restore) => {
-        const batch: Batch = { next: 0, stopped: false }
-        const admitted = (index: number): Effect.Effect<void> => {
-          if (gate.tryTake()) return step(index)
-          return Effect.flatMap(gate.wait(batch), (permit) => {
-            if (!permit) return Effect.void
-            return batch.stopped ? passed : step(index)
-          })
-        }
-        const worker = Effect.whileLoop({
-          while: () => !batch.stopped && batch.next < count,
-          body: () => admitted(batch.next++),
-          step: () => {}
-        })
-        const workers = Array.from({ length: Math.min(count, gate.permits) }, () => Effect.fork(worker))
-        return Effect.flatMap(Effect.all(workers), (fibers) => {
-          const ended = Effect.flatMap(Fiber.awaitAll(fibers), (exits) =>
-            Effect.forEach(exits, (exit) => exit, { discard: true }))
-          return Effect.onInterrupt(restore(ended), () => {
-            gate.stop(batch)
-            return ended
-          })
-        })
-      })
-
+    /** Memory that no engine would take is a defect, before anything has begun. */
     const lengthRefused = (hash: bigint, buffer: AlignedBuffer.AlignedBuffer) =>
-      buffer.byteLength === blockBytes
+      region(buffer).byteLength === blockBytes
         ? undefined
         : new InvalidBlock({ hash, what: "length", expected: `a buffer of exactly ${blockBytes} bytes` })
 
@@ -365,12 +283,6 @@ export const make = (
         return new InvalidBlock({ hash, what: "priority", expected: `a whole number from 0 to ${priorities - 1}` })
       }
       return lengthRefused(hash, data)
-    }
-
-    /** Checksums of blocks that come together are not all computed in one turn of the event loop. */
-    const afterTurn = <A>(step: () => Effect.Effect<A>): Effect.Effect<A> => {
-      const turn = checker.turn(blockBytes)
-      return turn === undefined ? step() : Effect.zipRight(turn, Effect.suspend(step))
     }
 
     /** What the counts were when they were last told to the metrics. */
@@ -397,8 +309,7 @@ export const make = (
       use: (results: BlockResults<A, E | StoreClosed>) => Effect.Effect<void>
     ): Effect.Effect<BlockResults<A, E | StoreClosed>> =>
       Clock.clockWith((clock) => {
-        const results = new BlockResults<A, E | StoreClosed>(blocks, () =>
-          new StoreClosed({}))
+        const results = new BlockResults<A, E | StoreClosed>(blocks, () => new StoreClosed({}))
         if (blocks === 0) return Effect.succeed(results)
         const began = clock.unsafeCurrentTimeMillis()
         return door.enter((restore) => restore(use(results))).pipe(
@@ -423,7 +334,6 @@ export const make = (
     const written = (
       slot: number,
       { hash, priority = 0 }: Block,
-      checksum: Int32Array,
       replace: boolean
     ): typeof stored | typeof duplicate | undefined => {
       if (index.storages[index.storageOf(slot)]?.failed !== false) {
@@ -431,14 +341,18 @@ export const make = (
         return undefined
       }
       failures[index.storageOf(slot)] = 0
-      const present = replace ? -1 : index.find(hash)
-      if (present >= 0) {
+      const present = index.find(hash)
+      if (present >= 0 && !replace) {
         index.giveBack(slot, false)
         index.touch(present, priority)
         counts.duplicates += 1
         return duplicate
       }
-      if (!index.commit(slot, hash, priority, checksum)) removed(hash, "replaced")
+      if (present >= 0) {
+        index.drop(present)
+        removed(hash, "replaced")
+      }
+      index.commit(slot, hash, priority)
       counts.stored += 1
       if (events.wanted) events.push({ _tag: "Stored", hash })
       return stored
@@ -455,70 +369,77 @@ export const make = (
     ): Effect.Effect<ReadonlyArray<{ readonly place: number; readonly other: Writing }>> =>
       Effect.suspend(() => {
         const left: Array<{ readonly place: number; readonly other: Writing }> = []
-        const begin = (place: number, block: Block): Effect.Effect<void> => {
+        const begin = (place: number, batch: Batch): void => {
+          const block = blocks[place]
+          if (block === undefined) throw new RangeError(`there is no block ${place}`)
           const { data, hash, priority = 0 } = block
-          const present = replace ? -1 : index.find(hash)
-          const other = replace ? undefined : writing.get(hash)
-          if (present >= 0) {
-            index.touch(present, priority)
-            counts.duplicates += 1
-            outcomes[place] = duplicate
-            return passed
+          const end = (outcome: typeof outcomes[number]) => {
+            outcomes[place] = outcome
+            batch.landed()
+            batch.ended()
           }
-          if (other !== undefined) {
-            left.push({ place, other })
-            return passed
+          if (!replace) {
+            const present = index.find(hash)
+            if (present >= 0) {
+              index.touch(present, priority)
+              counts.duplicates += 1
+              return end(duplicate)
+            }
+            const other = writing.get(hash)
+            if (other !== undefined) {
+              left.push({ place, other })
+              return end(undefined)
+            }
           }
           const slot = index.take(priority)
-          if (slot < 0) {
-            outcomes[place] = Either.left(() => noRoom(hash, priority))
-            return passed
-          }
-          const entry: Writing = { ended: false, waiters: new Set() }
+          if (slot < 0) return end(Either.left(() => noRoom(hash, priority)))
+          const entry: Writing = { ended: false, waiters: undefined }
           if (!replace) writing.set(hash, entry)
-          const checksum = checker.compute(data.bytes).slice()
-          const settled = () => {
-            if (!replace) writing.delete(hash)
-            entry.ended = true
-            for (const waiter of entry.waiters) waiter()
-          }
-          return Effect.matchCauseEffect(storageAt(slot).write(offsetOf(slot), data), {
-            onSuccess: () => {
-              const outcome = written(slot, block, checksum, replace)
-              settled()
-              if (outcome === undefined) return begin(place, block)
-              outcomes[place] = outcome
-              return passed
-            },
-            onFailure: (cause) => {
-              const failure = Cause.failureOrCause(cause)
-              const fault = Either.isRight(failure) || isFault(failure.left)
-              if (fault) counts.failed += 1
+          let error: TransferError | undefined
+          let pending = 2
+          /** Of the write and the checksum, which go side by side. */
+          const partEnded = () => {
+            pending -= 1
+            if (pending > 0) return
+            let outcome: typeof outcomes[number]
+            if (error === undefined) outcome = written(slot, block, replace)
+            else {
+              const failure = error
+              const fault = isFault(failure)
+              if (fault) {
+                counts.failed += 1
+                failedOn(slot, failure)
+              }
               // Nothing is known of a slot whose write failed; one that had no answer may even be written to later.
               index.giveBack(slot, fault)
-              settled()
-              gate.give()
-              if (Either.isRight(failure)) return Effect.failCause(failure.right)
-              outcomes[place] = Either.left(() => failure.left)
-              return failedOn(slot, failure.left)
+              outcome = Either.left(() => failure)
             }
+            if (!replace) writing.delete(hash)
+            entry.ended = true
+            if (entry.waiters !== undefined) { for (const waiter of entry.waiters) waiter() }
+            if (outcome === undefined) begin(place, batch)
+            else end(outcome)
+          }
+          storageAt(slot).unsafeTransfer("write", { offset: offsetOf(slot), buffer: data }, (failed) => {
+            error = failed
+            partEnded()
+          })
+          checker.soon(blockBytes, () => {
+            index.seal(slot, checker.compute(data.bytes))
+            partEnded()
           })
         }
-        const step = (number: number) =>
-          afterTurn(() => {
-            const place = todo[number] ?? 0
-            const block = blocks[place]
-            return block === undefined ? passed : begin(place, block)
-          })
-        return Effect.as(run(todo.length, step), left)
+        return Effect.as(gate.run(todo.length, (number, batch) => begin(todo[number] ?? -1, batch)), left)
       })
 
     const ended = (other: Writing): Effect.Effect<void> =>
       Effect.async<void>((resume) => {
         const waiter = () => resume(Effect.void)
         if (other.ended) return waiter()
-        other.waiters.add(waiter)
-        return Effect.sync(() => other.waiters.delete(waiter))
+        const waiters = other.waiters ?? new Set()
+        other.waiters = waiters
+        waiters.add(waiter)
+        return Effect.sync(() => waiters.delete(waiter))
       })
 
     /** Those of `places` that are not there and that the filter lets through. */
@@ -555,83 +476,71 @@ export const make = (
           }
         }))
 
-    /** Reads the block of a pinned slot, verifies it, and unpins; what cannot be read is dropped. */
+    /** Reads the block of a slot, which is pinned meanwhile, and verifies it; what cannot be read is dropped. */
     const read = (
-      slot: number,
-      { hash, into }: Destination
-    ): Effect.Effect<Either.Either<number, () => OnboardError>> => {
-      const offset = offsetOf(slot)
-      const { path } = storageAt(slot)
-      return Effect.matchCauseEffect(storageAt(slot).read(offset, into), {
-        onSuccess: () => {
-          failures[index.storageOf(slot)] = 0
-          return afterTurn(() => {
-            const intact = index.verifies(slot, checker.compute(into.bytes))
-            if (!intact) {
-              counts.corrupted += 1
-              if (index.isReady(slot) && events.wanted) events.push({ _tag: "Corrupted", hash })
-              index.drop(slot, true)
-            }
-            index.unpin(slot)
-            return Effect.succeed(
-              intact ? complete : Either.left(() => new BlockCorrupted({ hash, path, offset, checksum }))
-            )
-          })
-        },
-        onFailure: (cause) => {
-          const failure = Cause.failureOrCause(cause)
-          const fault = Either.isRight(failure) || isFault(failure.left)
-          if (fault) {
-            counts.failed += 1
-            if (index.isReady(slot)) removed(hash, "failed")
-            index.drop(slot, true)
-          }
-          index.unpin(slot)
-          if (Either.isRight(failure)) return Effect.failCause(failure.right)
-          return Effect.as(failedOn(slot, failure.left), Either.left(() => failure.left))
-        }
-      })
-    }
-
-    const onboardPinned = (
+      batch: Batch,
       outcomes: BlockResults<number, OnboardError>["outcomes"],
       place: number,
       slot: number,
-      destination: Destination
-    ): Effect.Effect<void> => {
+      { hash, into }: Destination
+    ): void => {
+      const offset = offsetOf(slot)
       counts.hits += 1
       index.pin(slot)
-      return Effect.ensuring(
-        Effect.map(read(slot, destination), (outcome) => {
-          outcomes[place] = outcome
-        }),
-        passed
-      )
+      const end = (outcome: typeof outcomes[number]) => {
+        index.unpin(slot)
+        outcomes[place] = outcome
+        batch.ended()
+      }
+      storageAt(slot).unsafeTransfer("read", { offset, buffer: into }, (error) => {
+        if (error !== undefined) {
+          if (isFault(error)) {
+            counts.failed += 1
+            if (index.isReady(slot)) removed(hash, "failed")
+            index.drop(slot, true)
+            failedOn(slot, error)
+          }
+          batch.landed()
+          return end(Either.left(() => error))
+        }
+        failures[index.storageOf(slot)] = 0
+        // The next block is on its way while this one is looked at.
+        batch.landed()
+        checker.soon(blockBytes, () => {
+          if (index.verifies(slot, checker.compute(into.bytes))) return end(complete)
+          const { path } = storageAt(slot)
+          counts.corrupted += 1
+          if (index.isReady(slot) && events.wanted) events.push({ _tag: "Corrupted", hash })
+          index.drop(slot, true)
+          end(Either.left(() => new BlockCorrupted({ hash, path, offset, checksum })))
+        })
+      })
     }
 
     const onboard: BlockStore["onboard"] = (destinations) =>
-      inBatch("onboard", destinations.length, (results: BlockResults<number, OnboardError>) => {
-        const { outcomes } = results
-        const begin = (place: number, destination: Destination): Effect.Effect<void> => {
+      inBatch("onboard", destinations.length, ({ outcomes }: BlockResults<number, OnboardError>) =>
+        gate.run(destinations.length, (place, batch) => {
+          const destination = destinations[place]
+          if (destination === undefined) {
+            throw new RangeError(`there is no block ${place}`)
+          }
           const { hash, into } = destination
-          const error = isHash(hash) ? lengthRefused(hash, into) : invalidHash(hash)
-          if (error !== undefined) {
-            outcomes[place] = Either.left(() => error)
-            return passed
+          const end = (error: () => OnboardError) => {
+            outcomes[place] = Either.left(error)
+            batch.landed()
+            batch.ended()
+          }
+          const refused = isHash(hash) ? lengthRefused(hash, into) : invalidHash(hash)
+          if (refused !== undefined) {
+            return end(() =>
+              refused
+            )
           }
           const slot = index.find(hash)
-          if (slot < 0) {
-            counts.misses += 1
-            outcomes[place] = Either.left(() => new BlockNotFound({ hash }))
-            return passed
-          }
-          return onboardPinned(outcomes, place, slot, destination)
-        }
-        return run(destinations.length, (place) => {
-          const destination = destinations[place]
-          return destination === undefined ? passed : begin(place, destination)
-        })
-      })
+          if (slot >= 0) return read(batch, outcomes, place, slot, destination)
+          counts.misses += 1
+          end(() => new BlockNotFound({ hash }))
+        }))
 
     const offloadStream: BlockStore["offloadStream"] = (blocks) =>
       blocks.pipe(
@@ -641,7 +550,8 @@ export const make = (
           const batch = Chunk.toReadonlyArray(chunk)
           return Effect.map(
             offload(batch),
-            (results) => Chunk.map(chunk, ({ hash }, place) => ({ hash, result: results.get(place) }))
+            (results) =>
+              Chunk.map(chunk, ({ hash }, place) => ({ hash, result: results.get(place) }))
           )
         }),
         Stream.flattenChunks
@@ -671,13 +581,12 @@ export const make = (
     const onboardLeased = (term: { ended: boolean }, slot: number, hash: bigint): Lease["onboard"] => (into) =>
       Effect.flatMap(
         inBatch("onboard", 1, ({ outcomes }: BlockResults<number, OnboardError>) =>
-          run(1, () => {
+          gate.run(1, (_, batch) => {
             const error = term.ended || index.isRetired(slot) ? new BlockNotFound({ hash }) : lengthRefused(hash, into)
-            if (error !== undefined) {
-              outcomes[0] = Either.left(() => error)
-              return passed
-            }
-            return onboardPinned(outcomes, 0, slot, { hash, into })
+            if (error === undefined) return read(batch, outcomes, 0, slot, { hash, into })
+            outcomes[0] = Either.left(() => error)
+            batch.landed()
+            batch.ended()
           })),
         (results) => Effect.asVoid(results.get(0))
       )

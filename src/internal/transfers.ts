@@ -25,7 +25,16 @@ const streamReadAhead = 2
 
 type Transfers = Pick<
   DiskStorage,
-  "read" | "write" | "readBatch" | "writeBatch" | "readBytes" | "writeBytes" | "sync" | "stream" | "sink"
+  | "read"
+  | "write"
+  | "unsafeTransfer"
+  | "readBatch"
+  | "writeBatch"
+  | "readBytes"
+  | "writeBytes"
+  | "sync"
+  | "stream"
+  | "sink"
 >
 
 /** A result for each operation that was asked for, of which some were refused and the others sent on. */
@@ -91,6 +100,12 @@ export const make = (
     const transfer = (move: IoEngine["read"]): DiskStorage["read"] => (offset, buffer) => {
       const refused = refusal(offset, buffer)
       return refused === undefined ? move(file, buffer, offset) : Effect.fail(refused)
+    }
+
+    const unsafeTransfer: DiskStorage["unsafeTransfer"] = (kind, { buffer, offset }, done) => {
+      const refused = refusal(offset, buffer)
+      if (refused === undefined) engine.unsafeSubmit({ kind, file, buffer, offset }, ({ error }) => done(error))
+      else done(refused)
     }
 
     const batch = (kind: "read" | "write"): DiskStorage["readBatch"] => (transfers) =>
@@ -268,6 +283,7 @@ export const make = (
     return {
       read: transfer(engine.read),
       write: transfer(engine.write),
+      unsafeTransfer,
       readBatch: batch("read"),
       writeBatch: batch("write"),
       readBytes,

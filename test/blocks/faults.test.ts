@@ -16,6 +16,7 @@ import * as AlignedBuffer from "../../src/AlignedBuffer.js"
 import * as BlockStore from "../../src/BlockStore.js"
 import * as DiskMetrics from "../../src/DiskMetrics.js"
 import type * as DiskStorage from "../../src/DiskStorage.js"
+import type { TransferError } from "../../src/DiskStorageError.js"
 import { IoFailed } from "../../src/DiskStorageError.js"
 import * as IoEngine from "../../src/IoEngine.js"
 import * as OffloadFilter from "../../src/OffloadFilter.js"
@@ -56,12 +57,18 @@ const tampered = (
   storage: DiskStorage.DiskStorage,
   around: (
     kind: "read" | "write",
-    transfer: ReturnType<DiskStorage.DiskStorage["write"]>
-  ) => ReturnType<DiskStorage.DiskStorage["write"]>
+    transfer: Effect.Effect<void, TransferError>
+  ) => Effect.Effect<void, TransferError>
 ): DiskStorage.DiskStorage => ({
   ...storage,
-  read: (offset, into) => around("read", storage.read(offset, into)),
-  write: (offset, from) => around("write", storage.write(offset, from))
+  unsafeTransfer: (kind, transfer, done) => {
+    const through = Effect.async<void, TransferError>((resume) =>
+      storage.unsafeTransfer(kind, transfer, (error) => resume(error === undefined ? Effect.void : Effect.fail(error)))
+    )
+    Effect.runCallback(Effect.either(around(kind, through)), {
+      onExit: (exit) => done(Exit.isSuccess(exit) && Either.isLeft(exit.value) ? exit.value.left : undefined)
+    })
+  }
 })
 
 /** Events as they come, from before this effect ends. */
@@ -295,18 +302,22 @@ describe("those who are stopped", { timeout: 60_000 }, () => {
   it.scopedLive("no permit is lost with who is stopped as it comes", () =>
     Effect.gen(function*() {
       let finish = () => {}
-      const held = Effect.async<void>((resume) => {
-        finish = () => resume(Effect.void)
-      })
-      const disk = { ...yield* storage(8), write: () => held }
+      const disk: DiskStorage.DiskStorage = {
+        ...yield* storage(8),
+        unsafeTransfer: (_kind, _transfer, done) => {
+          finish = () => done(undefined)
+        }
+      }
       const store = yield* BlockStore.make([disk], { blockBytes: page, maxBlocksInFlight: 1 })
       const first = yield* Effect.fork(offload(store, [1]))
       yield* turns(3)
       const second = yield* Effect.fork(offload(store, [2]))
       yield* turns(3)
-      // The permit is on its way to the second when that is stopped.
+      // The second has the permit by the time that it is stopped.
       finish()
       second.unsafeInterruptAsFork(FiberId.none)
+      yield* turns(3)
+      finish()
       assert.deepStrictEqual(yield* Fiber.join(first), ["stored"])
       assert.isTrue(Exit.isInterrupted(yield* Fiber.await(second)))
       yield* assertSettled(store)

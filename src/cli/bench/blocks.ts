@@ -299,7 +299,8 @@ class Full {
     for (const [number, hash] of some.entries()) {
       if (index.find(hash) >= 0) continue
       const slot = index.take(0)
-      index.commit(slot, hash, 0, checksum)
+      index.seal(slot, checksum)
+      index.commit(slot, hash, 0)
       slots[number] = slot
     }
     return slots
@@ -415,8 +416,7 @@ const withoutDisk = (
     const idle: DiskStorage.DiskStorage = {
       ...storage,
       size: blocks * blockBytes,
-      read: () => Effect.void,
-      write: () => Effect.void
+      unsafeTransfer: (_kind, _transfer, done) => done(undefined)
     }
     const store = yield* BlockStore.make([idle], { blockBytes, checksum: "off" })
     const data = yield* AlignedBuffers.make(blockBytes)

@@ -1,0 +1,147 @@
+/**
+ * The blocks of batches, begun one after the other as room for more in flight comes free. Plain code, called back by the engine: a
+ * block costs no fibre. Batches that wait take turns, a block each.
+ */
+import * as Deferred from "effect/Deferred"
+import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
+import * as FiberId from "effect/FiberId"
+import * as MutableList from "effect/MutableList"
+import { setImmediate } from "node:timers"
+
+/** Blocks that may be begun in a row before the event loop has a turn: most of those end at once. */
+const maxBegunPerTurn = 1024
+
+/**
+ * Begins a block: from then on it is in flight until `landed`, and its outcome is open until `ended`. Each is to be called once, `landed`
+ * first, perhaps before this returns.
+ */
+export type Begin = (index: number, batch: Batch) => void
+
+const nothing = () => {}
+
+export class Batch {
+  private readonly gate: Gate
+  private readonly count: number
+  private begin: Begin
+  private next = 0
+  private open = 0
+  private exit: Exit.Exit<void> = Exit.void
+  private readonly over = Deferred.unsafeMake<void>(FiberId.none)
+
+  constructor(gate: Gate, count: number, begin: Begin) {
+    this.gate = gate
+    this.count = count
+    this.begin = begin
+  }
+
+  /** Ends when every block has ended that was begun, and none is to come. */
+  get await(): Effect.Effect<void> {
+    return Deferred.await(this.over)
+  }
+
+  get hasMore(): boolean {
+    return this.next < this.count
+  }
+
+  beginNext(): void {
+    this.open += 1
+    try {
+      this.begin(this.next++, this)
+    } catch (defect) {
+      this.die(defect)
+      this.landed()
+      this.ended()
+    }
+  }
+
+  /** Its bytes are where they belong, or will never be: another block may be in flight. */
+  landed(): void {
+    this.gate.give()
+  }
+
+  ended(): void {
+    this.open -= 1
+    this.settle()
+  }
+
+  /** Begins no more blocks. */
+  stop(): void {
+    this.next = this.count
+    // It may stand in line for long, and must not keep its buffers meanwhile.
+    this.begin = nothing
+    this.settle()
+  }
+
+  private die(defect: unknown): void {
+    this.exit = Exit.die(defect)
+    this.stop()
+  }
+
+  private settle(): void {
+    if (this.open === 0 && !this.hasMore) Deferred.unsafeDone(this.over, this.exit)
+  }
+}
+
+/** Bounds the blocks in flight of all batches. */
+export class Gate {
+  readonly permits: number
+  private free: number
+  private readonly waiting = MutableList.empty<Batch>()
+  private admitting = false
+  private later = false
+
+  constructor(permits: number) {
+    this.permits = permits
+    this.free = permits
+  }
+
+  get taken(): number {
+    return this.permits - this.free
+  }
+
+  /** Begins `count` blocks; interrupted it begins no more, and ends when those that it has begun have ended. */
+  run(count: number, begin: Begin): Effect.Effect<void> {
+    return Effect.uninterruptibleMask((restore) =>
+      Effect.suspend(() => {
+        if (count === 0) return Effect.void
+        const batch = new Batch(this, count, begin)
+        MutableList.append(this.waiting, batch)
+        this.admit()
+        return Effect.onInterrupt(restore(batch.await), () => {
+          batch.stop()
+          return batch.await
+        })
+      })
+    )
+  }
+
+  give(): void {
+    this.free += 1
+    this.admit()
+  }
+
+  private admit(): void {
+    // What ends as it begins comes by here again: the loop below goes on for it.
+    if (this.admitting || this.later) return
+    this.admitting = true
+    for (let begun = 0; this.free > 0; begun++) {
+      const batch = MutableList.shift(this.waiting)
+      if (batch === undefined) break
+      if (begun === maxBegunPerTurn) {
+        MutableList.prepend(this.waiting, batch)
+        this.later = true
+        setImmediate(() => {
+          this.later = false
+          this.admit()
+        })
+        break
+      }
+      if (!batch.hasMore) continue
+      this.free -= 1
+      batch.beginNext()
+      if (batch.hasMore) MutableList.append(this.waiting, batch)
+    }
+    this.admitting = false
+  }
+}
