@@ -44,7 +44,7 @@ interface Loop {
   readonly options?: string
   readonly losetup?: ReadonlyArray<string>
   /** What the image lies on, under the name `image`; the disk of the machine where nothing is given. */
-  readonly on?: Loop | Zram
+  readonly on?: Loop | Zram | Memory
 }
 
 /** A filesystem on a compressed RAM disk that takes `limitMebibytes` of what is written to it. */
@@ -137,7 +137,8 @@ export const kinds = {
   "overlay on a direct loop": { how: "overlay", type: "overlay", on: directExt4 },
   "overlay on data=journal": { how: "overlay", type: "overlay", on: { ...journal, losetup: direct } },
   "ext4 on a loop on a loop": { ...directExt4, mebibytes: 128, on: directExt4 },
-  "ext4 on a loop on zram": { ...directExt4, mebibytes: 128, on: zram }
+  "ext4 on a loop on zram": { ...directExt4, mebibytes: 128, on: zram },
+  "small ext4 on tmpfs": { ...ext4, mebibytes: 64, on: { how: "memory", type: "tmpfs", options: "size=64m" } }
 } satisfies Record<string, Recipe>
 
 export type Kind = keyof typeof kinds
@@ -159,7 +160,7 @@ export class MountFailed extends Data.TaggedError("MountFailed")<{ readonly kind
 }
 
 /** sbin is where the tools are, and not in everybody's PATH. */
-const environment = {
+export const environment = {
   ...process.env,
   PATH: `${process.env["PATH"] ?? ""}:/usr/local/sbin:/usr/sbin:/sbin`,
   LC_ALL: "C"
