@@ -116,10 +116,13 @@ describe("the service", { timeout: 60_000 }, () => {
 
   it.scopedLive("under load every byte is the one that was put", () =>
     Effect.gen(function*() {
-      const args = ["--import", "tsx", "examples/service/load.ts", "--clients", "8", "--blocks", "40", "--seconds", "8"]
+      const load = ["--clients", "8", "--rounds", "1", "--blocks", "40", "--seconds", "8"]
+      const args = ["--import", "tsx", "examples/service/load.ts", ...load]
       const running = yield* start(process.execPath, args, { env })
       assert.strictEqual((yield* running.ended).code, 0, running.output())
       assert.match(running.output(), /get {2}40, .*every byte compared\nmismatches 0, errors 0/)
+      assert.match(running.output(), /^service to store alone {2}median \d/m)
+      assert.match(running.output(), /^service {2}RSS at most \d+ MB, CPU \d/m)
       yield* assertNothingLeft(running)
     }))
 })

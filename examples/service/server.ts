@@ -24,13 +24,23 @@ export interface ServerOptions extends Omit<Transfers.TransferOptions, "blockByt
   readonly drainSeconds: number
 }
 
-/** Accepts no connection, lets the transfers end, then cuts what is left; done when no buffer is in use. */
-const drain = (server: Server, transfers: Transfers.Transfers["Type"], seconds: number) =>
+/** How many requests are not answered to the last byte yet, of connections that still are. */
+const openRequests = (server: Server) => {
+  let open = 0
+  server.on("request", (_, response) => {
+    open++
+    response.once("close", () => open--)
+  })
+  return () => open
+}
+
+/** Accepts no connection, lets what runs end, then cuts what is left; done when no buffer is in use. */
+const drain = (server: Server, open: () => number, transfers: Transfers.Transfers["Type"], seconds: number) =>
   Effect.gen(function*() {
     yield* transfers.stop
     yield* Effect.sync(() => server.close())
     const idle = Effect.gen(function*() {
-      while ((yield* transfers.active) > 0) yield* Effect.sleep("10 millis")
+      while (open() > 0 || (yield* transfers.active) > 0) yield* Effect.sleep("10 millis")
     })
     yield* Effect.timeoutOption(idle, `${seconds} seconds`)
     yield* Effect.sync(() => server.closeAllConnections())
@@ -43,7 +53,8 @@ export const serve = (options: ServerOptions) =>
     const store = yield* BlockStore.BlockStore
     const { verdict } = yield* DirectIo.inspect(options.directory)
     const transfers = yield* Transfers.make({ ...options, blockBytes: store.blockBytes })
-    const nodeServer = createServer()
+    const nodeServer = createServer({ noDelay: true })
+    const open = openRequests(nodeServer)
     const server = yield* NodeHttpServer.make(() => nodeServer, { host: options.host, port: options.port })
     const ApiLive = HttpApiBuilder.api(Api).pipe(Layer.provide([Service.blocks, Service.operations]))
     const Live = HttpApiBuilder.serve(HttpServerRequest.withMaxBodySize(Option.some(1024 * 1024))).pipe(
@@ -58,6 +69,6 @@ export const serve = (options: ServerOptions) =>
       ])
     )
     yield* Layer.build(Live)
-    yield* Effect.addFinalizer(() => drain(nodeServer, transfers, options.drainSeconds))
+    yield* Effect.addFinalizer(() => drain(nodeServer, open, transfers, options.drainSeconds))
     return HttpServer.formatAddress(server.address)
   })

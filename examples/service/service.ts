@@ -49,7 +49,7 @@ export const blocks = HttpApiBuilder.group(Api, "blocks", (handlers) =>
           yield* transfers.receive(data)
           const results = yield* store.offload([{ hash, data }])
           return { outcome: yield* Either.mapLeft(results.get(0), offloadFailure) }
-        }))
+        }).pipe(Effect.scoped))
       .handle("get", ({ path: { hash } }) =>
         Effect.gen(function*() {
           // Many ask in vain: that takes no buffer.
@@ -58,8 +58,8 @@ export const blocks = HttpApiBuilder.group(Api, "blocks", (handlers) =>
           const results = yield* store.onboard([{ hash, into }])
           const bytes = yield* Either.mapLeft(results.get(0), onboardFailure)
           if (bytes !== into.byteLength) return yield* new TransferFailed({ reason: "not all of it was read" })
-          return transfers.send(into)
-        }))
+          return yield* transfers.send(into)
+        }).pipe(Effect.scoped))
       .handle("remove", ({ path: { hash } }) =>
         Effect.flatMap(
           store.remove([hash]),

@@ -4,10 +4,8 @@ import * as HttpServerRequest from "@effect/platform/HttpServerRequest"
 import * as HttpServerResponse from "@effect/platform/HttpServerResponse"
 import { AlignedBuffer } from "effect-disk-storage"
 import * as Context from "effect/Context"
-import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import * as Stream from "effect/Stream"
 import type { IncomingMessage, ServerResponse } from "node:http"
 import { Busy, Stopping, TooLarge, TooSlow, WrongLength } from "./api.js"
 
@@ -27,30 +25,19 @@ export class Transfers extends Context.Tag("service/Transfers")<Transfers, {
   readonly isStopping: Effect.Effect<boolean>
   /** Refuses new transfers from now on. */
   readonly stop: Effect.Effect<void>
-  /** A buffer that is the request's until its response is sent, or will never be. */
-  readonly buffer: Effect.Effect<
-    AlignedBuffer.AlignedBuffer,
-    Busy | Stopping,
-    Scope.Scope | HttpServerRequest.HttpServerRequest
-  >
+  /** A buffer, for as long as the Scope lives. */
+  readonly buffer: Effect.Effect<AlignedBuffer.AlignedBuffer, Busy | Stopping, Scope.Scope>
+  /** Fails for a length that is known beforehand and wrong. */
+  readonly checkLength: Effect.Effect<void, WrongLength | TooLarge, HttpServerRequest.HttpServerRequest>
   /** The body of the request, exactly a block, into the buffer. */
   readonly receive: (
     into: AlignedBuffer.AlignedBuffer
   ) => Effect.Effect<void, WrongLength | TooLarge | TooSlow, HttpServerRequest.HttpServerRequest>
-  /** Fails for a length that is known beforehand and wrong. */
-  readonly checkLength: Effect.Effect<void, WrongLength | TooLarge, HttpServerRequest.HttpServerRequest>
-  readonly send: (buffer: AlignedBuffer.AlignedBuffer) => HttpServerResponse.HttpServerResponse
+  /** Answers with the buffer; done when nothing reads from it any more. */
+  readonly send: (
+    buffer: AlignedBuffer.AlignedBuffer
+  ) => Effect.Effect<HttpServerResponse.HttpServerResponse, never, HttpServerRequest.HttpServerRequest>
 }>() {}
-
-/** Until the kernel has taken the last byte of the response, or the connection is gone. */
-const sentOrGone = (response: ServerResponse) =>
-  Effect.gen(function*() {
-    const over = yield* Deferred.make<void>()
-    const end = () => Deferred.unsafeDone(over, Effect.void)
-    if (response.writableFinished || response.closed) end()
-    response.once("finish", end).once("close", end)
-    return Deferred.await(over)
-  })
 
 /** Nothing of the rest of the body is awaited: answered, the connection ends. */
 const refuse = <E>(message: IncomingMessage, response: ServerResponse, error: E) =>
@@ -60,31 +47,31 @@ const refuse = <E>(message: IncomingMessage, response: ServerResponse, error: E)
     return Effect.fail(error)
   })
 
-const receive = (message: IncomingMessage, response: ServerResponse, into: Uint8Array) =>
-  Effect.async<void, WrongLength | TooLarge>((resume) => {
+/** Each piece goes straight from the socket to its place, without a stream or an effect of its own. */
+const receive = (message: IncomingMessage, response: ServerResponse, into: Uint8Array, seconds: number) =>
+  Effect.async<void, WrongLength | TooLarge | TooSlow>((resume) => {
     const expected = into.byteLength
     let received = 0
+    const stop = () => {
+      clearTimeout(timer)
+      message.off("data", onData).off("end", onEnd).off("error", onError)
+    }
+    const end = (how: Effect.Effect<void, WrongLength | TooLarge | TooSlow>) => {
+      stop()
+      resume(how)
+    }
     const onData = (chunk: Uint8Array) => {
-      if (received + chunk.byteLength > expected) {
-        stop()
-        resume(refuse(message, response, new TooLarge({ expected })))
-      } else {
+      if (received + chunk.byteLength > expected) end(refuse(message, response, new TooLarge({ expected })))
+      else {
         into.set(chunk, received)
         received += chunk.byteLength
       }
     }
-    const onEnd = () => {
-      stop()
-      resume(received === expected ? Effect.void : Effect.fail(new WrongLength({ expected, actual: received })))
-    }
+    const onEnd = () =>
+      end(received === expected ? Effect.void : Effect.fail(new WrongLength({ expected, actual: received })))
     // The connection broke: nobody hears the answer, and `close` of the response interrupts the request.
-    const onError = () => {
-      stop()
-      resume(Effect.fail(new WrongLength({ expected, actual: received })))
-    }
-    const stop = () => {
-      message.off("data", onData).off("end", onEnd).off("error", onError)
-    }
+    const onError = () => end(Effect.fail(new WrongLength({ expected, actual: received })))
+    const timer = setTimeout(() => end(refuse(message, response, new TooSlow({ seconds }))), seconds * 1000)
     message.on("data", onData).on("end", onEnd).on("error", onError)
     return Effect.sync(() => {
       stop()
@@ -92,6 +79,31 @@ const receive = (message: IncomingMessage, response: ServerResponse, into: Uint8
       message.on("error", () => {}).resume()
     })
   })
+
+/**
+ * Written here, and not by the platform, which tells of no end where the connection breaks: the buffer is free once the kernel has taken
+ * the last byte, or the connection is gone. It is not before, so no interruption is heard.
+ */
+const send = (response: ServerResponse, bytes: Uint8Array, seconds: number) =>
+  Effect.uninterruptible(Effect.async<void>((resume) => {
+    if (response.closed) return resume(Effect.void)
+    const over = () => {
+      clearTimeout(timer)
+      response.off("finish", over).off("close", over)
+      resume(Effect.void)
+    }
+    // Who does not take it in time is cut off.
+    const timer = setTimeout(() => response.destroy(), seconds * 1000)
+    response.once("finish", over).once("close", over)
+    response.writeHead(200, { "content-type": "application/octet-stream", "content-length": bytes.byteLength }).end(
+      bytes
+    )
+  }))
+
+const ofNode = Effect.map(HttpServerRequest.HttpServerRequest, (request) => ({
+  message: NodeHttpServerRequest.toIncomingMessage(request),
+  response: NodeHttpServerRequest.toServerResponse(request)
+}))
 
 export const make = (options: TransferOptions) =>
   Effect.gen(function*() {
@@ -119,49 +131,25 @@ export const make = (options: TransferOptions) =>
       stop: Effect.sync(() => {
         stopping = true
       }),
-      buffer: Effect.gen(function*() {
-        const response = NodeHttpServerRequest.toServerResponse(yield* HttpServerRequest.HttpServerRequest)
-        // The Scope of a request ends when the last write was queued: what is queued is still read from the buffer. So first the
-        // response is sent or gone, then the buffer goes back to the pool, then the place is free.
-        yield* place
-        const buffer = yield* pool.lease
-        // A response that is not taken in time is cut off.
-        yield* Effect.sync(() => response.destroy()).pipe(Effect.delay(`${2 * bodySeconds} seconds`), Effect.forkScoped)
-        const over = yield* sentOrGone(response)
-        yield* Effect.addFinalizer(() => over)
-        return buffer
-      }),
-      receive: (into) =>
-        Effect.gen(function*() {
-          const request = yield* HttpServerRequest.HttpServerRequest
-          const message = NodeHttpServerRequest.toIncomingMessage(request)
-          const response = NodeHttpServerRequest.toServerResponse(request)
-          yield* receive(message, response, into.bytes).pipe(
-            Effect.timeoutOption(`${bodySeconds} seconds`),
-            Effect.flatten,
-            Effect.catchTag(
-              "NoSuchElementException",
-              () => refuse(message, response, new TooSlow({ seconds: bodySeconds }))
-            )
-          )
-        }),
+      // Released in turn: the buffer goes back to the pool, then the place is free.
+      buffer: Effect.zipRight(place, pool.lease),
       checkLength: Effect.gen(function*() {
-        const request = yield* HttpServerRequest.HttpServerRequest
-        const length = request.headers["content-length"]
+        const { headers } = yield* HttpServerRequest.HttpServerRequest
+        const length = headers["content-length"]
         if (length === undefined || Number(length) === blockBytes) return
+        const { message, response } = yield* ofNode
         const error = Number(length) > blockBytes
           ? new TooLarge({ expected: blockBytes })
           : new WrongLength({ expected: blockBytes, actual: Number(length) })
-        yield* refuse(
-          NodeHttpServerRequest.toIncomingMessage(request),
-          NodeHttpServerRequest.toServerResponse(request),
-          error
-        )
+        yield* refuse(message, response, error)
       }),
+      receive: ({ bytes }) =>
+        Effect.flatMap(ofNode, ({ message, response }) => receive(message, response, bytes, bodySeconds)),
       send: ({ bytes }) =>
-        HttpServerResponse.stream(Stream.succeed(bytes), {
-          contentLength: bytes.byteLength,
-          contentType: "application/octet-stream"
-        })
+        Effect.flatMap(
+          ofNode,
+          // The platform leaves a response alone that has ended.
+          ({ response }) => Effect.as(send(response, bytes, bodySeconds), HttpServerResponse.empty())
+        )
     })
   })
