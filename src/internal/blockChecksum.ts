@@ -55,13 +55,14 @@ const inTurns = (): Checker["soon"] => {
   }
 }
 
-export const make = (checksum: Checksum): Effect.Effect<Checker, InvalidOption> =>
+/** Undefined: nothing is computed. */
+export const make = (checksum: Checksum): Effect.Effect<Checker | undefined, InvalidOption> =>
   Effect.gen(function*() {
     const words = new Int32Array(checksumWords)
     const refused = (expected: string) => new InvalidOption({ option: "checksum", value: String(checksum), expected })
     switch (checksum) {
       case "off":
-        return { compute: () => words, soon: (_, step) => step() }
+        return undefined
       case "crc32": {
         const { crc32 } = zlib
         if (typeof crc32 !== "function") return yield* refused("crc32 on Node 20.15 or later only; else xxh128, off")

@@ -240,7 +240,10 @@ describe.concurrent("bench", () => {
           }
         }
         assert.deepStrictEqual(blocks?.index.sizes.map(({ blocks }) => blocks), [10_000, 2000])
-        assert.isAbove(blocks?.withoutDisk?.matchMicros.best ?? 0, 0)
+        assert.deepStrictEqual(blocks?.withoutDisk.sizes.map(({ blocks }) => blocks), [10_000, 2000])
+        assert.isAbove(blocks?.withoutDisk.matchMicros.best ?? 0, 0)
+        assert.strictEqual(blocks?.restart.blocks, 2000)
+        assert.isAbove(blocks?.restart.startMillis.best ?? 0, 0)
         assert.match(out, /store, checksum xxh128 +\d/)
         assert.match(out, /raw against raw: \d/)
         assert.deepStrictEqual(readdirSync(directory), [])

@@ -1,16 +1,20 @@
 /** The part `blocks`: what a block store adds to its engine, and what its index costs without a disk. */
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Logger from "effect/Logger"
 import * as LogLevel from "effect/LogLevel"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import { PCGRandom } from "effect/Utils"
 import { randomFillSync } from "node:crypto"
+import { rm } from "node:fs/promises"
+import { join } from "node:path"
 import type { AlignedBuffer } from "../../AlignedBuffer.js"
 import * as AlignedBuffers from "../../AlignedBuffer.js"
 import * as BlockStore from "../../BlockStore.js"
 import * as DiskStorage from "../../DiskStorage.js"
 import { BlockIndex } from "../../internal/blockIndex.js"
+import { areaBytes } from "../../internal/blockRestart.js"
 import type { Completion, Results } from "../../IoEngine.js"
 import { IoEngine } from "../../IoEngine.js"
 import { measured } from "./contestant.js"
@@ -343,6 +347,25 @@ class Full {
 
 const leastAndMedian = (values: ReadonlyArray<number>) => ({ best: Math.min(...values), median: median(values) })
 
+interface Timings {
+  readonly blocks: number
+  readonly offload: ReadonlyArray<number>
+  readonly onboard: ReadonlyArray<number>
+}
+
+/** A small one and a large one. */
+const compared = (timings: ReadonlyArray<Timings>) => {
+  const sizes = timings.map(({ blocks, offload, onboard }): BlockIndexSize => ({
+    blocks,
+    offloadMicros: leastAndMedian(offload),
+    onboardMicros: leastAndMedian(onboard),
+    micros: leastAndMedian(offload.map((micros, round) => micros + (onboard[round] ?? Number.NaN)))
+  }))
+  const [small, large] = sizes
+  const ratioOf = (what: "best" | "median") => (large?.micros[what] ?? Number.NaN) / (small?.micros[what] ?? Number.NaN)
+  return { sizes, ratio: { best: ratioOf("best"), median: ratioOf("median") } }
+}
+
 const indexCost = (blocks: number, { millis, rounds }: Turns): Effect.Effect<BlockIndexCost, never, Progress> =>
   Effect.gen(function*() {
     const progress = yield* Progress
@@ -375,20 +398,9 @@ const indexCost = (blocks: number, { millis, rounds }: Turns): Effect.Effect<Blo
         yield* Effect.sleep(0)
       }
     }
-    const sizes = timings.map(({ full, offload, onboard }): BlockIndexSize => ({
-      blocks: full.capacity,
-      offloadMicros: leastAndMedian(offload),
-      onboardMicros: leastAndMedian(onboard),
-      micros: leastAndMedian(offload.map((micros, round) => micros + (onboard[round] ?? Number.NaN)))
-    }))
-    const [one, other] = sizes
     return {
       operations,
-      sizes,
-      ratio: {
-        best: (other?.micros.best ?? Number.NaN) / (one?.micros.best ?? Number.NaN),
-        median: (other?.micros.median ?? Number.NaN) / (one?.micros.median ?? Number.NaN)
-      },
+      ...compared(timings.map(({ full, offload, onboard }) => ({ blocks: full.capacity, offload, onboard }))),
       bytesPerBlock: {
         arrayBuffers: perBlock(after.arrayBuffers - before.arrayBuffers),
         heapUsed: (after.heapUsed - before.heapUsed) / blocks,
@@ -400,8 +412,39 @@ const indexCost = (blocks: number, { millis, rounds }: Turns): Effect.Effect<Blo
 
 const asked = 1000
 const emptyBatch = 1024
+/** Of a round. */
+const emptyBatches = 16
+const matchesPerRound = 32
 
-/** A store over a storage that moves nothing: all that is left is the store. */
+/** A storage that says it is that large, and that moves nothing. */
+const idle = (storage: DiskStorage.DiskStorage, size: number): DiskStorage.DiskStorage => ({
+  ...storage,
+  size,
+  unsafeTransfer: (_kind, _transfer, done) => done(undefined)
+})
+
+const offloadFresh = (store: BlockStore.BlockStore, data: AlignedBuffer, fresh: () => bigint, count: number) => {
+  const blocks = Array.from({ length: count }, () => ({ hash: fresh(), data }))
+  return timed(count, store.offload(blocks))
+}
+
+/** Microseconds for each of so many. */
+const timed = (count: number, move: Effect.Effect<unknown>): Effect.Effect<number> =>
+  Effect.suspend(() => {
+    const start = performance.now()
+    return Effect.map(move, () => (performance.now() - start) * 1000 / count)
+  })
+
+const fill = (store: BlockStore.BlockStore, data: AlignedBuffer, fresh: () => bigint) =>
+  Effect.gen(function*() {
+    const progress = yield* Progress
+    for (let entered = 0; entered < store.capacity; entered += emptyBatch) {
+      yield* offloadFresh(store, data, fresh, Math.min(emptyBatch, store.capacity - entered))
+      yield* progress.status(`blocks: a store of ${store.capacity} blocks, ${entered} entered`)
+    }
+  })
+
+/** Stores over a storage that moves nothing: all that is left is the store. */
 const withoutDisk = (
   { context }: Own,
   directory: string,
@@ -410,69 +453,110 @@ const withoutDisk = (
 ): Effect.Effect<Blocks["withoutDisk"], unknown, Progress> =>
   Effect.scoped(Effect.gen(function*() {
     const progress = yield* Progress
-    yield* progress.log(`blocks: a store of ${blocks} blocks over a storage that moves nothing, ${rounds} rounds`)
+    yield* progress.log(
+      `blocks: stores of ${smallIndex} and of ${blocks} blocks over a storage that moves nothing, ${rounds} rounds`
+    )
+    const collect = yield* collector
     const blockBytes = AlignedBuffers.pageSize
     const storage = yield* DiskStorage.make({ size: blockBytes, directory, earlyUnlink: true })
-    const idle: DiskStorage.DiskStorage = {
-      ...storage,
-      size: blocks * blockBytes,
-      unsafeTransfer: (_kind, _transfer, done) => done(undefined)
-    }
-    const store = yield* BlockStore.make([idle], { blockBytes, checksum: "off" })
     const data = yield* AlignedBuffers.make(blockBytes)
     const fresh = hashes()
-    const ring: Array<bigint> = []
-    const batch = () =>
-      Array.from({ length: Math.min(emptyBatch, blocks) }, () => {
-        const hash = fresh()
-        ring.push(hash)
-        return { hash, data }
+    const stores = yield* Effect.forEach([smallIndex, blocks], (blocks) =>
+      Effect.gen(function*() {
+        const store = yield* BlockStore.make([idle(storage, blocks * blockBytes)], { blockBytes, checksum: "off" })
+        yield* fill(store, data, fresh)
+        return {
+          store,
+          blocks,
+          random: new PCGRandom(blocks),
+          offload: Array<number>(),
+          onboard: Array<number>(),
+          match: Array<number>()
+        }
+      }))
+    const round = ({ blocks, match, offload, onboard, random, store }: typeof stores[number], counts: boolean) =>
+      Effect.gen(function*() {
+        // In an array of words, so that asking for one makes it anew: a million of them on the heap are in no cache, either.
+        const known = BigUint64Array.from(yield* store.hashes)
+        collect?.()
+        const some = (count: number) => Array.from({ length: count }, () => known[random.integer(known.length)] ?? 0n)
+        let [offloads, onboards] = [0, 0]
+        for (let times = 0; times < matchesPerRound; times++) {
+          const few = some(asked)
+          let length = 0
+          const micros = yield* timed(
+            1,
+            Effect.map(store.match(few), (found) => {
+              length = found
+            })
+          )
+          if (length !== asked) return yield* Effect.fail(`${length} of ${asked} blocks were matched`)
+          if (counts) match.push(micros)
+        }
+        for (let times = 0; times < emptyBatches; times++) {
+          onboards += yield* timed(emptyBatch, store.onboard(some(emptyBatch).map((hash) => ({ hash, into: data }))))
+        }
+        for (let times = 0; times < emptyBatches; times++) {
+          offloads += yield* offloadFresh(store, data, fresh, Math.min(emptyBatch, blocks))
+        }
+        if (!counts) return
+        onboard.push(onboards / emptyBatches)
+        offload.push(offloads / emptyBatches)
       })
-    const timed = (blocks: number, move: Effect.Effect<unknown>) =>
-      Effect.suspend(() => {
-        const start = performance.now()
-        return Effect.map(move, () => (performance.now() - start) * 1000 / blocks)
-      })
-    while (ring.length < blocks) {
-      yield* store.offload(batch())
-      yield* progress.status(`blocks: a store of ${blocks} blocks, ${ring.length} entered`)
+    // Compiled before anything counts.
+    for (const store of stores) yield* round(store, false)
+    for (let number = 0; number < rounds; number++) {
+      for (const store of number % 2 === 0 ? stores : stores.toReversed()) yield* round(store, true)
     }
-    const random = new PCGRandom(blocks)
-    const offloads: Array<number> = []
-    const onboards: Array<number> = []
-    const matches: Array<number> = []
-    for (let number = 0; number < Math.max(rounds, 3); number++) {
-      const known = yield* store.hashes
-      const some = (count: number) => Array.from({ length: count }, () => known[random.integer(known.length)] ?? 0n)
-      const few = some(asked)
-      let length = 0
-      matches.push(
-        asked * (yield* timed(
-          asked,
-          Effect.map(store.match(few), (found) => {
-            length = found
+    return { ...compared(stores), asked, matchMicros: leastAndMedian(stores[1]?.match ?? []) }
+  })).pipe(Effect.provide(context))
+
+/** Milliseconds of the end of a store that is kept, with so many blocks, and of the next start, which takes them up. */
+const restarts = (
+  { context }: Own,
+  directory: string,
+  blocks: number,
+  { rounds }: Turns
+): Effect.Effect<Blocks["restart"], unknown, Progress> =>
+  Effect.scoped(Effect.gen(function*() {
+    const progress = yield* Progress
+    yield* progress.log(`blocks: a store of ${blocks} blocks that is kept, ${rounds} rounds`)
+    const blockBytes = AlignedBuffers.pageSize
+    const keepAt = join(directory, `eds-bench-kept-${process.pid}`)
+    yield* Effect.addFinalizer(() => Effect.promise(() => rm(keepAt, { force: true })))
+    const data = yield* AlignedBuffers.make(blockBytes)
+    const start = (scope: Scope.CloseableScope) =>
+      Effect.gen(function*() {
+        const storage = yield* DiskStorage.make({ size: blocks * blockBytes + areaBytes(blocks), keepAt })
+        // The blocks themselves are neither written nor read.
+        return yield* BlockStore.make([idle(storage, storage.size)], { blockBytes, checksum: "off" })
+      }).pipe(Scope.extend(scope))
+    const ends: Array<number> = []
+    const starts: Array<number> = []
+    for (let number = 0; number <= rounds; number++) {
+      yield* Effect.acquireUseRelease(
+        Scope.make(),
+        (scope) =>
+          Effect.gen(function*() {
+            const began = performance.now()
+            const store = yield* start(scope)
+            const millis = performance.now() - began
+            if (number === 0) return yield* fill(store, data, hashes())
+            starts.push(millis)
+            const { blocks: found } = yield* store.stats
+            if (found !== store.capacity) return yield* Effect.fail(`${found} of ${store.capacity} blocks were kept`)
+          }),
+        (scope) =>
+          Effect.map(timed(1, Scope.close(scope, Exit.void)), (micros) => {
+            ends.push(micros / 1000)
           })
-        ))
       )
-      if (length !== asked) return yield* Effect.fail(`${length} of ${asked} blocks were matched`)
-      for (let times = 0; times < 8; times++) {
-        const into = some(emptyBatch).map((hash) => ({ hash, into: data }))
-        onboards.push(yield* timed(into.length, store.onboard(into)))
-        const blocks = batch()
-        offloads.push(yield* timed(blocks.length, store.offload(blocks)))
-      }
     }
-    return {
-      blocks,
-      offloadMicros: leastAndMedian(offloads),
-      onboardMicros: leastAndMedian(onboards),
-      asked,
-      matchMicros: leastAndMedian(matches)
-    }
+    return { blocks, endMillis: leastAndMedian(ends), startMillis: leastAndMedian(starts) }
   })).pipe(Effect.provide(context))
 
 export const measure = (
-  own: ReadonlyArray<Own>,
+  own: readonly [Own, ...ReadonlyArray<Own>],
   options: Turns & {
     readonly directory: string
     /** Of all files together. */
@@ -508,11 +592,17 @@ export const measure = (
         })
       }
     }
-    const [engine] = own
     const index = yield* indexCost(blocks, options)
-    const empty = engine === undefined ? null : yield* Effect.mapError(
+    const [engine] = own
+    const failed = (step: string) => (cause: unknown) => new TargetUnusable({ directory, step, cause })
+    const empty = yield* Effect.mapError(
       withoutDisk(engine, directory, blocks, options),
-      (cause) => new TargetUnusable({ directory, step: "a store without a disk", cause })
+      failed("a store without a disk")
+    )
+    yield* target.checkSpace(directory, filesystem, blocks * AlignedBuffers.pageSize + areaBytes(blocks))
+    const restart = yield* Effect.mapError(
+      restarts(engine, directory, blocks, options),
+      failed("a store that is kept")
     )
     return {
       directory,
@@ -522,6 +612,7 @@ export const measure = (
       cells,
       index,
       withoutDisk: empty,
+      restart,
       leftOut
     }
     // What a storage has to say about its directory is no news here.

@@ -385,8 +385,14 @@ const run = (asked: Asked) =>
         operations: asked.operations
       })
       : null
-    const stored = parts.includes("blocks")
-      ? yield* blocks.measure(own, {
+    const [engine, ...engines] = own
+    if (parts.includes("blocks") && engine === undefined) {
+      return yield* new NothingToMeasure({
+        message: "the part blocks needs an engine of this package, and none can be used here."
+      })
+    }
+    const stored = parts.includes("blocks") && engine !== undefined
+      ? yield* blocks.measure([engine, ...engines], {
         directory: yield* placeOf(asked),
         size,
         rounds: Option.getOrElse(asked.rounds, () => defaultRounds.blocks),

@@ -215,14 +215,17 @@ export const Blocks = Schema.Struct({
   rounds: Schema.Int,
   cells: Schema.Array(BlocksCell),
   index: BlockIndexCost,
-  /** A full store without checksum whose storage moves nothing: microseconds for a block, and for a `match` of `asked` hashes. */
-  withoutDisk: Schema.NullOr(Schema.Struct({
-    blocks: Schema.Int,
-    offloadMicros: BestAndMedian,
-    onboardMicros: BestAndMedian,
+  /** Full stores without checksum whose storage moves nothing: what is left is the store. */
+  withoutDisk: Schema.Struct({
+    sizes: Schema.Array(BlockIndexSize),
+    /** `micros` of the larger one divided by that of the smaller. */
+    ratio: BestAndMedian,
+    /** Of a `match` of that many hashes in the larger one. */
     asked: Schema.Int,
     matchMicros: BestAndMedian
-  })),
+  }),
+  /** The end of a store that is kept, and the next start, which takes all its blocks up: milliseconds. */
+  restart: Schema.Struct({ blocks: Schema.Int, endMillis: BestAndMedian, startMillis: BestAndMedian }),
   leftOut: Schema.Array(LeftOut)
 })
 export type Blocks = typeof Blocks.Type

@@ -143,9 +143,18 @@ const blocksCellLines = (cell: BlocksCell): ReadonlyArray<string> => {
 
 const indexWidths = [36, 12, 12, 12, 12]
 
-const blocksLines = ({ cells, directory, filesystem, index, leftOut, rounds, size, withoutDisk }: Blocks) => {
+const blocksLines = (
+  { cells, directory, filesystem, index, leftOut, restart, rounds, size, withoutDisk }: Blocks
+) => {
   const line = (label: string, ...of: ReadonlyArray<{ readonly best: number; readonly median: number }>) =>
     columns([`  ${label}`, ...of.flatMap(({ best, median }) => [best.toFixed(2), median.toFixed(2)])], indexWidths)
+  const sized = ({ ratio, sizes }: Pick<Blocks["withoutDisk"], "ratio" | "sizes">) => [
+    ...sizes.map(({ blocks, offloadMicros, onboardMicros }) => line(`${blocks} blocks`, offloadMicros, onboardMicros)),
+    `  both, ${sizes.map(({ blocks, micros }) => `${blocks} blocks: ${micros.median.toFixed(2)}`).join(", ")}: ` +
+    `ratio ${ratio.best.toFixed(2)} best, ${ratio.median.toFixed(2)} median`
+  ]
+  const seconds = ({ best, median }: { readonly best: number; readonly median: number }) =>
+    `${(best / 1000).toFixed(2)} s best, ${(median / 1000).toFixed(2)} median`
   const { arrayBuffers, heapUsed, rss } = index.bytesPerBlock
   return [
     "",
@@ -156,20 +165,17 @@ const blocksLines = ({ cells, directory, filesystem, index, leftOut, rounds, siz
     "the index alone, full, random hashes: µs for a block",
     columns(["", "offload", "", "onboard", ""], indexWidths),
     columns(["", "best", "median", "best", "median"], indexWidths),
-    ...index.sizes.map(({ blocks, offloadMicros, onboardMicros }) =>
-      line(`${blocks} blocks`, offloadMicros, onboardMicros)
-    ),
-    `  both, ${index.sizes.map(({ blocks, micros }) => `${blocks} blocks: ${micros.median.toFixed(2)}`).join(", ")}: ` +
-    `ratio ${index.ratio.best.toFixed(2)} best, ${index.ratio.median.toFixed(2)} median`,
+    ...sized(index),
     `  memory for a block: ${arrayBuffers.toFixed(1)} bytes of arrays, ${heapUsed.toFixed(1)} of heap, ` +
     `${rss.toFixed(1)} of RSS${index.collected ? "" : " (garbage included)"}`,
-    ...(withoutDisk === null ? [] : [
-      "",
-      "a store whose storage moves nothing: µs for a block",
-      line(`${withoutDisk.blocks} blocks`, withoutDisk.offloadMicros, withoutDisk.onboardMicros),
-      `  match of ${withoutDisk.asked} hashes: ${withoutDisk.matchMicros.best.toFixed(0)} µs best, ` +
-      `${withoutDisk.matchMicros.median.toFixed(0)} median`
-    ]),
+    "",
+    "a store whose storage moves nothing: µs for a block",
+    ...sized(withoutDisk),
+    `  match of ${withoutDisk.asked} hashes: ${withoutDisk.matchMicros.best.toFixed(0)} µs best, ` +
+    `${withoutDisk.matchMicros.median.toFixed(0)} median`,
+    "",
+    `a store that is kept with ${restart.blocks} blocks: its end ${seconds(restart.endMillis)}, ` +
+    `the next start ${seconds(restart.startMillis)}`,
     ...leftOutLines({ leftOut })
   ]
 }
