@@ -1,6 +1,6 @@
 /** `npm run service`: blocks over HTTP, until Ctrl-C or SIGTERM, which let transfers end and leave no file. */
 import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
-import { BlockStore, Linux, ProcessRuntime } from "effect-disk-storage"
+import { BlockStore, DirectIo, Linux, ProcessRuntime } from "effect-disk-storage"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
@@ -8,10 +8,11 @@ import { config, defaultSize } from "./config.js"
 import { serve } from "./server.js"
 
 const program = Effect.gen(function*() {
-  const { blockBytes, ...options } = yield* config
+  const { blockBytes, directory, ...options } = yield* config
   const StoreLayer = BlockStore.layerConfig({ blockBytes, size: defaultSize })
   yield* Effect.gen(function*() {
-    const address = yield* serve(options)
+    const { verdict } = yield* DirectIo.inspect(directory)
+    const address = yield* serve({ ...options, verdict })
     const store = yield* BlockStore.BlockStore
     yield* Console.log(`${store.capacity} blocks of ${store.blockBytes} bytes\n${address}\n${address}/docs`)
     return yield* Effect.never

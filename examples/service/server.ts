@@ -4,7 +4,8 @@ import * as HttpApiBuilder from "@effect/platform/HttpApiBuilder"
 import * as HttpApiScalar from "@effect/platform/HttpApiScalar"
 import * as HttpServer from "@effect/platform/HttpServer"
 import * as HttpServerRequest from "@effect/platform/HttpServerRequest"
-import { BlockStore, DirectIo } from "effect-disk-storage"
+import { BlockStore } from "effect-disk-storage"
+import type { DirectIo } from "effect-disk-storage"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
@@ -18,11 +19,14 @@ export interface ServerOptions extends Omit<Transfers.TransferOptions, "blockByt
   readonly host: string
   /** 0 takes a free one. */
   readonly port: number
-  /** What the doctor looks at. */
-  readonly directory: string
+  /** Of the doctor on the directory. */
+  readonly verdict: DirectIo.DirectIoReport["verdict"]
   /** How long transfers may take to end once the service is being stopped. */
   readonly drainSeconds: number
 }
+
+/** The page of `/docs` would load fonts, and tell its maker what is clicked; the type leaves the second out. */
+const scalar = { withDefaultFonts: false, telemetry: false }
 
 /** How many requests are not answered to the last byte yet, of connections that still are. */
 const openRequests = (server: Server) => {
@@ -51,20 +55,19 @@ const drain = (server: Server, open: () => number, transfers: Transfers.Transfer
 export const serve = (options: ServerOptions) =>
   Effect.gen(function*() {
     const store = yield* BlockStore.BlockStore
-    const { verdict } = yield* DirectIo.inspect(options.directory)
     const transfers = yield* Transfers.make({ ...options, blockBytes: store.blockBytes })
     const nodeServer = createServer({ noDelay: true })
     const open = openRequests(nodeServer)
     const server = yield* NodeHttpServer.make(() => nodeServer, { host: options.host, port: options.port })
     const ApiLive = HttpApiBuilder.api(Api).pipe(Layer.provide([Service.blocks, Service.operations]))
     const Live = HttpApiBuilder.serve(HttpServerRequest.withMaxBodySize(Option.some(1024 * 1024))).pipe(
-      Layer.provide([HttpApiScalar.layer(), HttpApiBuilder.middlewareOpenApi()]),
+      Layer.provide([HttpApiScalar.layer({ scalar }), HttpApiBuilder.middlewareOpenApi()]),
       Layer.provide(ApiLive),
       Layer.provide([
         Layer.succeed(HttpServer.HttpServer, server),
         Layer.succeed(BlockStore.BlockStore, store),
         Layer.succeed(Transfers.Transfers, transfers),
-        Layer.succeed(Service.Verdict, verdict),
+        Layer.succeed(Service.Verdict, options.verdict),
         NodeHttpServer.layerContext
       ])
     )
