@@ -8,9 +8,10 @@ import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
 import { Report, Task } from "./bench/children/protocol.js"
+import { program } from "./support/programs.js"
 
 const root = fileURLToPath(new URL("..", import.meta.url))
-const script = fileURLToPath(new URL("bench/children/traced.ts", import.meta.url))
+const script = new URL("bench/children/traced.ts", import.meta.url)
 
 /** Why nothing can be traced here. */
 const whyNot = (): string | undefined => {
@@ -95,9 +96,7 @@ const traced = (
         `trace=${calls}`,
         "--",
         process.execPath,
-        "--import",
-        "tsx",
-        script
+        program(script)
       ],
       {
         TASK: Schema.encodeSync(Task)({ ...task, size: 3 * 1024 * 1024 + 5, directory }),

@@ -6,11 +6,11 @@ import * as Random from "effect/Random"
 import type * as Scope from "effect/Scope"
 import { spawn } from "node:child_process"
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs"
-import { createRequire } from "node:module"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
 import { stripVTControlCharacters } from "node:util"
+import { program } from "../support/programs.js"
 
 export const root = fileURLToPath(new URL("../..", import.meta.url))
 
@@ -176,19 +176,18 @@ export const start = (
 /** `npm start` of this package. */
 export const npmStart: Effect.Effect<Running, never, Scope.Scope> = start("npm", ["start"])
 
-const tsx = createRequire(import.meta.url).resolve("tsx")
-const nodeWith = (child: string) => ["--import", tsx, fileURLToPath(new URL(`children/${child}.ts`, import.meta.url))]
+const compiled = (child: string) => program(new URL(`children/${child}.ts`, import.meta.url))
 
 /** One of the programs beside this file. */
 export const startChild = (
   child: string,
   args: ReadonlyArray<string>,
   env: Readonly<Record<string, string>> = {}
-): Effect.Effect<Running, never, Scope.Scope> => start(process.execPath, [...nodeWith(child), ...args], { env })
+): Effect.Effect<Running, never, Scope.Scope> => start(process.execPath, [compiled(child), ...args], { env })
 
 /** The command line of the same, for a shell or the script of a package. */
 export const childCommand = (child: string, args: ReadonlyArray<string>): string =>
-  ["exec", process.execPath, ...nodeWith(child), ...args].map((word) => `'${word}'`).join(" ").replace("'exec'", "exec")
+  ["exec", process.execPath, compiled(child), ...args].map((word) => `'${word}'`).join(" ").replace("'exec'", "exec")
 
 /** The processes are gone, and so are the files. */
 export const assertNothingLeft = ({ directory, output }: Running): Effect.Effect<void> =>

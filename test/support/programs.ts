@@ -1,0 +1,36 @@
+/** Programs that tests start, each compiled once into one file: through tsx a process takes most of a second before it begins. */
+import { afterAll } from "@effect/vitest"
+import { buildSync } from "esbuild"
+import { mkdtempSync, rmSync } from "node:fs"
+import { basename, join } from "node:path"
+import { fileURLToPath } from "node:url"
+
+const modules = fileURLToPath(new URL("../../node_modules", import.meta.url))
+
+let directory: string | undefined
+const compiled = new Map<string, string>()
+
+afterAll(() => {
+  if (directory !== undefined) rmSync(directory, { recursive: true, force: true })
+})
+
+/** The path of the program as plain JavaScript, which is there until the tests of this file have ended. */
+export const program = (source: URL): string => {
+  const path = fileURLToPath(source)
+  const known = compiled.get(path)
+  if (known !== undefined) return known
+  // Here, the packages that it imports are found.
+  directory ??= mkdtempSync(join(modules, ".programs-"))
+  const outfile = join(directory, `${basename(path, ".ts")}.mjs`)
+  buildSync({
+    entryPoints: [path],
+    outfile,
+    bundle: true,
+    platform: "node",
+    format: "esm",
+    packages: "external",
+    logLevel: "silent"
+  })
+  compiled.set(path, outfile)
+  return outfile
+}
