@@ -222,7 +222,10 @@ export interface BlockStore {
    * read or does not verify is dropped.
    */
   readonly onboard: (destinations: ReadonlyArray<Destination>) => Effect.Effect<Results<OnboardError>>
-  /** The same for more blocks than memory holds: takes as many from upstream as are in flight, and tells of each in order. */
+  /**
+   * The same for more blocks than memory holds: takes what upstream has ready, at most as many at a time as may be in flight, and tells
+   * of each in order. It waits for none: buffers may come from a pool of any size, and go back as they are told of.
+   */
   readonly offloadStream: <E, R>(
     blocks: Stream.Stream<Block, E, R>
   ) => Stream.Stream<
@@ -230,7 +233,10 @@ export interface BlockStore {
     E,
     R
   >
-  /** The blocks of many hashes in order, each in memory of its own, which is the caller's; read ahead by as many as are in flight. */
+  /**
+   * The blocks of many hashes in order, each in memory of its own, which is the caller's; read ahead by as many as may be in flight,
+   * three times at most.
+   */
   readonly onboardStream: <E, R>(
     hashes: Stream.Stream<SequenceHash, E, R>
   ) => Stream.Stream<

@@ -358,11 +358,14 @@ export class BlockIndex {
     for (let slot = from; slot < to; slot++) if (this.isReady(slot)) each(slot)
   }
 
-  /** Calls `each` with the blocks that nobody uses, from the least to the most recently used of each priority. */
-  inOrder(each: (slot: number) => void): void {
-    for (const oldest of this.oldest) {
-      for (let link = oldest; link !== 0; link = this.list[(link - 1) * links + NEWER] ?? 0) each(link - 1)
-    }
+  /** Of the blocks that nobody uses, the least recently used one of a priority, or −1. */
+  oldestOf(priority: number): number {
+    return (this.oldest[priority] ?? 0) - 1
+  }
+
+  /** The one used next after it, or −1. */
+  newerThan(slot: number): number {
+    return (this.list[slot * links + NEWER] ?? 0) - 1
   }
 
   /**

@@ -13,6 +13,7 @@ import * as AlignedBuffer from "../AlignedBuffer.js"
 import type { Checksum } from "../BlockStore.js"
 import type { DiskStorage } from "../DiskStorage.js"
 import type { BytesError } from "../DiskStorageError.js"
+import { eventLoopTurn } from "./blockChecksum.js"
 import { checksumWords } from "./blockIndex.js"
 
 const magic = 0x5349_4253_4445_0001n
@@ -44,19 +45,33 @@ export const slotsOf = (size: number, blockBytes: number): number => {
   return slots
 }
 
-const digest = (bytes: Uint8Array): Buffer =>
-  createHash("sha256")
-    .update(bytes.subarray(0, digestAt))
-    .update(bytes.subarray(digestAt + digestBytes))
-    .digest()
+/** Bytes that are digested before the event loop has a turn: about a millisecond. */
+const digestedPerTurn = 1024 * 1024
 
-/** The index of `count` blocks, which `each` gives in order. */
-export const encode = (
-  geometry: Geometry,
-  ended: bigint,
-  count: number,
-  each: (put: Put) => void
-): Uint8Array => {
+const digest = (bytes: Uint8Array): Effect.Effect<Buffer> =>
+  Effect.suspend(() => {
+    const hash = createHash("sha256").update(bytes.subarray(0, digestAt))
+    let from = digestAt + digestBytes
+    return Effect.map(
+      Effect.whileLoop({
+        while: () => from < bytes.byteLength,
+        body: () => eventLoopTurn,
+        step: () => {
+          hash.update(bytes.subarray(from, from + digestedPerTurn))
+          from += digestedPerTurn
+        }
+      }),
+      () => hash.digest()
+    )
+  })
+
+/** Takes the blocks of an index one after the other, `count` of them; `bytes` is it then. */
+export interface Encoder {
+  readonly put: Put
+  readonly bytes: Effect.Effect<Uint8Array>
+}
+
+export const encoder = (geometry: Geometry, ended: bigint, count: number): Encoder => {
   const bytes = new Uint8Array(headerBytes + count * entryBytes)
   const view = new DataView(bytes.buffer)
   view.setBigUint64(0, magic, true)
@@ -67,21 +82,31 @@ export const encode = (
   view.setBigUint64(32, BigInt(count), true)
   view.setBigUint64(40, ended, true)
   let at = headerBytes
-  each((hash, place, priority, words) => {
-    view.setBigUint64(at, hash, true)
-    view.setUint32(at + 8, place, true)
-    view.setUint32(at + 12, priority, true)
-    for (let word = 0; word < checksumWords; word++) view.setInt32(at + 16 + word * 4, words[word] ?? 0, true)
-    at += entryBytes
-  })
-  bytes.set(digest(bytes), digestAt)
-  return bytes
+  return {
+    put: (hash, place, priority, words) => {
+      view.setBigUint64(at, hash, true)
+      view.setUint32(at + 8, place, true)
+      view.setUint32(at + 12, priority, true)
+      for (let word = 0; word < checksumWords; word++) view.setInt32(at + 16 + word * 4, words[word] ?? 0, true)
+      at += entryBytes
+    },
+    bytes: Effect.map(digest(bytes), (digest) => {
+      bytes.set(digest, digestAt)
+      return bytes
+    })
+  }
 }
 
-/** What was found: the end at which it was written and the blocks, or why it is of no use. */
-export type Found =
-  | { readonly _tag: "Index"; readonly ended: bigint; readonly each: (put: Put) => void }
-  | { readonly _tag: "Unusable"; readonly reason: string }
+/** An index: the end at which it was written, and its blocks, of which `visit` gives those from one number up to another. */
+export interface Index {
+  readonly _tag: "Index"
+  readonly ended: bigint
+  readonly count: number
+  readonly visit: (from: number, to: number, put: Put) => void
+}
+
+/** What was found, or why it is of no use. */
+export type Found = Index | { readonly _tag: "Unusable"; readonly reason: string }
 
 const unusable = (reason: string): Found => ({ _tag: "Unusable", reason })
 
@@ -98,24 +123,29 @@ const countOf = (header: DataView, { blockBytes, checksum, slots }: Geometry): n
 
 const viewOf = (bytes: Uint8Array) => new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
 
-export const decode = (bytes: Uint8Array, geometry: Geometry): Found => {
-  if (bytes.byteLength < headerBytes) return unusable("the index is torn")
+export const decode = (bytes: Uint8Array, geometry: Geometry): Effect.Effect<Found> => {
+  const torn = unusable("the index is torn")
+  if (bytes.byteLength < headerBytes) return Effect.succeed(torn)
   const view = viewOf(bytes)
   const count = countOf(view, geometry)
-  if (typeof count === "string") return unusable(count)
-  if (bytes.byteLength !== headerBytes + count * entryBytes) return unusable("the index is torn")
-  if (!digest(bytes).equals(bytes.subarray(digestAt, digestAt + digestBytes))) return unusable("the index is torn")
-  return {
-    _tag: "Index",
-    ended: view.getBigUint64(40, true),
-    each: (put) => {
-      const words = new Int32Array(checksumWords)
-      for (let at = headerBytes; at < bytes.byteLength; at += entryBytes) {
-        for (let word = 0; word < checksumWords; word++) words[word] = view.getInt32(at + 16 + word * 4, true)
-        put(view.getBigUint64(at, true), view.getUint32(at + 8, true), view.getUint32(at + 12, true), words)
+  if (typeof count === "string") return Effect.succeed(unusable(count))
+  if (bytes.byteLength !== headerBytes + count * entryBytes) return Effect.succeed(torn)
+  return Effect.map(digest(bytes), (digest) => {
+    if (!digest.equals(bytes.subarray(digestAt, digestAt + digestBytes))) return torn
+    return {
+      _tag: "Index",
+      ended: view.getBigUint64(40, true),
+      count,
+      visit: (from, to, put) => {
+        const words = new Int32Array(checksumWords)
+        for (let number = from; number < to; number++) {
+          const at = headerBytes + number * entryBytes
+          for (let word = 0; word < checksumWords; word++) words[word] = view.getInt32(at + 16 + word * 4, true)
+          put(view.getBigUint64(at, true), view.getUint32(at + 8, true), view.getUint32(at + 12, true), words)
+        }
       }
     }
-  }
+  })
 }
 
 export const read = (storage: DiskStorage, geometry: Geometry): Effect.Effect<Found, BytesError> =>
@@ -125,7 +155,7 @@ export const read = (storage: DiskStorage, geometry: Geometry): Effect.Effect<Fo
     const count = countOf(viewOf(header), geometry)
     return typeof count === "string"
       ? unusable(count)
-      : decode(yield* storage.readBytes(start, headerBytes + count * entryBytes), geometry)
+      : yield* decode(yield* storage.readBytes(start, headerBytes + count * entryBytes), geometry)
   })
 
 export const write = (

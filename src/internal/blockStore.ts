@@ -2,6 +2,7 @@
  * The block store: batches of transfers between buffers and slots. Whatever becomes of a transfer is entered into the index in one
  * step of plain code, so that nobody sees half of it, and an interruption comes before a transfer or after it.
  */
+import * as Arr from "effect/Array"
 import * as Chunk from "effect/Chunk"
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
@@ -9,6 +10,7 @@ import * as Either from "effect/Either"
 import * as Queue from "effect/Queue"
 import * as Random from "effect/Random"
 import type * as Scope from "effect/Scope"
+import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
 import * as AlignedBuffer from "../AlignedBuffer.js"
 import type {
@@ -54,8 +56,25 @@ const maxHash = 2n ** 64n - 1n
 /** Links between slots are 32-bit; more slots than this would also take more memory than one array can have. */
 const maxSlots = 2 ** 27
 
-/** Slots that a walk over all of them looks at before the event loop has a turn. */
-const slotsPerTurn = 65_536
+/** Groups of a stream that are moved at once: the next is on its way while the last blocks of one are still being moved. */
+const groupsInFlight = 2
+
+/** Blocks that a walk over all of them looks at before the event loop has a turn: some milliseconds of the dearest walk. */
+const blocksPerTurn = 8192
+
+/** Calls `each` with the parts of a range, and lets the event loop have a turn before each of them. */
+const inTurns = (first: number, last: number, each: (from: number, to: number) => void): Effect.Effect<void> => {
+  let from = first
+  return Effect.whileLoop({
+    while: () => from < last,
+    body: () => checksums.eventLoopTurn,
+    step: () => {
+      const to = Math.min(last, from + blocksPerTurn)
+      each(from, to)
+      from = to
+    }
+  })
+}
 
 const isHash = (hash: bigint): boolean => typeof hash === "bigint" && hash >= 0n && hash <= maxHash
 
@@ -208,6 +227,9 @@ export const make = (
       removed(hash, failed ? "storage" : "evicted")
     })
     const gate = new Gate(Math.min(maxBlocksInFlight, slots))
+    /** Blocks that were read and are not verified yet hold their slots, too: so many beside those in flight, and always room to write. */
+    const maxUnverified = Math.min(gate.permits, slots - gate.permits)
+    let unverified = 0
     const writing = new Map<bigint, Writing>()
     const door = makeDoor(storages[0].path)
     let closed = false
@@ -224,17 +246,8 @@ export const make = (
     /** Calls `each` for every block of some storages, a part at a time. */
     const walk = (numbers: ReadonlyArray<number>, each: (slot: number) => void): Effect.Effect<void> =>
       Effect.forEach(numbers, (number) => {
-        const storage = index.storages[number]
-        let from = storage?.base ?? 0
-        return Effect.whileLoop({
-          while: () => storage !== undefined && from < storage.fresh,
-          body: () => checksums.eventLoopTurn,
-          step: () => {
-            const to = Math.min(storage?.fresh ?? 0, from + slotsPerTurn)
-            index.visit(from, to, each)
-            from = to
-          }
-        })
+        const { base, fresh } = index.storages[number] ?? { base: 0, fresh: 0 }
+        return inTurns(base, fresh, (from, to) => index.visit(from, to, each))
       }, { discard: true })
     const everyStorage = storages.map((_, number) => number)
 
@@ -504,10 +517,17 @@ export const make = (
           return end(Either.left(() => error))
         }
         failures[index.storageOf(slot)] = 0
+        if (checker === undefined) {
+          batch.landed()
+          return end(complete)
+        }
         // The next block is on its way while this one is looked at.
-        batch.landed()
-        if (checker === undefined) return end(complete)
+        const ahead = unverified < maxUnverified
+        unverified += 1
+        if (ahead) batch.landed()
         checker.soon(blockBytes, () => {
+          unverified -= 1
+          if (!ahead) batch.landed()
           if (index.verifies(slot, checker.compute(into.bytes))) return end(complete)
           const { path } = storageAt(slot)
           counts.corrupted += 1
@@ -543,33 +563,38 @@ export const make = (
           end(() => new BlockNotFound({ hash }))
         }))
 
+    /** As many as have come while earlier ones were moved, and no more than may be in flight: nobody is waited for. */
+    const inGroups = <A, E, R>(stream: Stream.Stream<A, E, R>) =>
+      Stream.aggregate(stream, Sink.collectAllN<A>(gate.permits))
+
     const offloadStream: BlockStore["offloadStream"] = (blocks) =>
-      blocks.pipe(
-        Stream.rechunk(maxBlocksInFlight),
-        Stream.chunks,
-        Stream.mapEffect((chunk) => {
-          const batch = Chunk.toReadonlyArray(chunk)
-          return Effect.map(
-            offload(batch),
-            (results) =>
-              Chunk.map(chunk, ({ hash }, place) => ({ hash, result: results.get(place) }))
-          )
+      inGroups(blocks).pipe(
+        Stream.mapEffect((group) =>
+          Effect.map(offload(Chunk.toReadonlyArray(group)), (results) =>
+            Chunk.map(group, ({ hash }, place) => ({ hash, result: results.get(place) }))), {
+          concurrency: groupsInFlight
         }),
         Stream.flattenChunks
       )
 
     const onboardStream: BlockStore["onboardStream"] = (hashes) =>
-      Stream.mapEffect(
-        hashes,
-        (hash) =>
-          AlignedBuffer.make(blockBytes).pipe(
-            Effect.flatMap((into) =>
-              Effect.map(onboard([{ hash, into }]), (results) => Either.map(results.get(0), () => into))
-            ),
-            Effect.catchAll((error) => Effect.succeed(Either.left(error))),
-            Effect.map((result) => ({ hash, result }))
-          ),
-        { concurrency: gate.permits }
+      inGroups(hashes).pipe(
+        Stream.mapEffect((group) =>
+          Effect.gen(function*() {
+            const hashes = Chunk.toReadonlyArray(group)
+            const targets = yield* Effect.forEach(
+              hashes,
+              (hash) =>
+                Effect.either(Effect.map(AlignedBuffer.make(blockBytes), (into) => ({ hash, into })))
+            )
+            const results = yield* onboard(Arr.getRights(targets))
+            let place = 0
+            return Chunk.unsafeFromArray(Arr.zipWith(hashes, targets, (hash, target) => ({
+              hash,
+              result: Either.flatMap(target, ({ into }) => Either.map(results.get(place++), () => into))
+            })))
+          }), { concurrency: groupsInFlight }),
+        Stream.flattenChunks
       )
 
     const prefix = (hashes: ReadonlyArray<bigint>): number => {
@@ -633,14 +658,14 @@ export const make = (
     /** Takes up what the last clean end has left on storages that were kept, all of one end; anything doubtful is left out. */
     const takeUp = Effect.gen(function*() {
       const indexes: Array<
-        { readonly number: number; readonly ended: bigint; readonly each: (put: restart.Put) => void }
+        { readonly number: number; readonly index: restart.Index }
       > = []
       for (const [number, storage] of storages.entries()) {
         if (storage.keptAt?.takenUp !== true) continue
         const found = yield* Effect.catchAll(restart.read(storage, geometryOf(number)), (error) =>
           Effect.succeed({ _tag: "Unusable" as const, reason: error.message }))
         if (found._tag === "Index") {
-          indexes.push({ number, ended: found.ended, each: found.each })
+          indexes.push({ number, index: found })
         } else {
           yield* Effect.logWarning("the block store starts empty on a storage that was kept").pipe(
             Effect.annotateLogs({ path: storage.keptAt.path, reason: found.reason })
@@ -648,16 +673,18 @@ export const make = (
         }
       }
       if (
-        indexes.some(({ ended }) =>
-          ended !== indexes[0]?.ended
+        indexes.some((one) =>
+          one.index.ended !== indexes[0]?.index.ended
         )
       ) {
         return yield* Effect.logWarning("the block store starts empty: its storages were not kept together").pipe(
           Effect.annotateLogs({ paths: indexes.map(({ number }) => storages[number]?.keptAt?.path) })
         )
       }
-      for (const { each, number } of indexes) {
-        each((hash, place, priority, words) => void index.restore(number, place, hash, priority, words))
+      for (const { index: { count, visit }, number } of indexes) {
+        yield* inTurns(0, count, (from, to) =>
+          visit(from, to, (hash, place, priority, words) =>
+            void index.restore(number, place, hash, priority, words)))
         index.restored(number)
       }
     })
@@ -667,18 +694,30 @@ export const make = (
       const kept = storages.flatMap((storage, number) =>
         storage.keptAt === undefined || index.storages[number]?.failed !== false ? [] : [{ storage, number }]
       )
-      if (kept.length === 0) return
+      if (kept.length === 0) {
+        return
+      }
       const word = Effect.map(Random.nextIntBetween(0, 2 ** 32), BigInt)
       const ended = ((yield* word) << 32n) | (yield* word)
       const slotsInOrder: Array<Array<number>> = storages.map(() => [])
-      index.inOrder((slot) => void slotsInOrder[index.storageOf(slot)]?.push(slot))
+      for (let priority = 0; priority < priorities; priority++) {
+        let slot = index.oldestOf(priority)
+        while (slot >= 0) {
+          for (let seen = 0; seen < blocksPerTurn && slot >= 0; seen++, slot = index.newerThan(slot)) {
+            slotsInOrder[index.storageOf(slot)]?.push(slot)
+          }
+          yield* checksums.eventLoopTurn
+        }
+      }
       for (const { number, storage } of kept) {
         const slots = slotsInOrder[number] ?? []
-        const bytes = restart.encode(geometryOf(number), ended, slots.length, (put) => {
-          for (const slot of slots) {
-            put(index.hashOf(slot), index.placeOf(slot), index.priorityOf(slot), index.checksumOf(slot))
+        const encoder = restart.encoder(geometryOf(number), ended, slots.length)
+        yield* inTurns(0, slots.length, (from, to) => {
+          for (const slot of slots.slice(from, to)) {
+            encoder.put(index.hashOf(slot), index.placeOf(slot), index.priorityOf(slot), index.checksumOf(slot))
           }
         })
+        const bytes = yield* encoder.bytes
         yield* Effect.catchAll(
           Effect.zipRight(restart.write(storage, geometryOf(number), bytes), storage.keep),
           (error) =>
@@ -706,7 +745,10 @@ export const make = (
       onboard,
       offloadStream,
       onboardStream,
-      match: (hashes) => Effect.sync(() => prefix(hashes)),
+      match: (hashes) =>
+        Effect.sync(() =>
+          prefix(hashes)
+        ),
       has: (hash) => Effect.sync(() => find(hash) >= 0),
       lease: (hash) =>
         Effect.flatMap(

@@ -9,6 +9,7 @@ import * as Fiber from "effect/Fiber"
 import * as FiberId from "effect/FiberId"
 import * as Layer from "effect/Layer"
 import * as Metric from "effect/Metric"
+import * as Queue from "effect/Queue"
 import * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as TestClock from "effect/TestClock"
@@ -451,6 +452,35 @@ describe("room", { timeout: 60_000 }, () => {
         } else assert.strictEqual(result.left._tag, "BlockNotFound")
       }
       assert.strictEqual(found, 50)
+      yield* assertSettled(store)
+    }).pipe(Effect.provide(simulated())))
+})
+
+describe("streams of borrowed buffers", { timeout: 60_000 }, () => {
+  it.scopedLive("go on with fewer buffers than may be in flight", () =>
+    Effect.gen(function*() {
+      const store = yield* make(50, { maxBlocksInFlight: 8 })
+      const free = yield* Queue.unbounded<AlignedBuffer.AlignedBuffer>()
+      yield* Effect.forEach(numbers(3), () => Effect.flatMap(blank(page), (buffer) => free.offer(buffer)))
+      const lent = new Map<bigint, AlignedBuffer.AlignedBuffer>()
+      const blocks = Stream.mapEffect(Stream.fromIterable(numbers(40)), (number) =>
+        Effect.map(Queue.take(free), (data) => {
+          const hash = BigInt(number)
+          fill(data.bytes, number, 0)
+          lent.set(hash, data)
+          return { hash, data }
+        }))
+      const stored: Array<number> = []
+      yield* Stream.runForEach(store.offloadStream(blocks), ({ hash, result }) => {
+        stored.push(Number(hash))
+        assert.deepStrictEqual(result, Either.right("stored" as const))
+        const data = lent.get(hash)
+        return data === undefined ? Effect.dieMessage("never lent") : free.offer(data)
+      })
+      assert.deepStrictEqual(stored, numbers(40))
+      for (const number of numbers(40)) {
+        assert.strictEqual(yield* onboard(store, number), 0)
+      }
       yield* assertSettled(store)
     }).pipe(Effect.provide(simulated())))
 })

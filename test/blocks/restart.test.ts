@@ -158,30 +158,35 @@ describe("a block store that is kept", () => {
 describe("an index", () => {
   const geometry = { blockBytes, slots: 30, checksum: "xxh128" } as const
   const words = Int32Array.of(1, -2, 3, -4)
-  const index = restart.encode(geometry, 77n, 3, (put) => {
-    for (const place of [4, 2, 9]) put(BigInt(place) << 60n, place, place, words)
-  })
+  const encoder = restart.encoder(geometry, 77n, 3)
+  for (const place of [4, 2, 9]) encoder.put(BigInt(place) << 60n, place, place, words)
 
-  it("comes back as it was", () => {
-    const found = restart.decode(index, geometry)
-    assert.strictEqual(found._tag, "Index")
-    if (found._tag !== "Index") return
-    const blocks: Array<unknown> = []
-    found.each((hash, place, priority, words) => blocks.push([hash, place, priority, [...words]]))
-    assert.deepStrictEqual(
-      blocks,
-      [4, 2, 9].map((place) => [BigInt.asUintN(64, BigInt(place) << 60n), place, place, [...words]])
-    )
-  })
+  it.effect("comes back as it was", () =>
+    Effect.gen(function*() {
+      const found = yield* restart.decode(yield* encoder.bytes, geometry)
+      assert.strictEqual(found._tag, "Index")
+      if (found._tag !== "Index") return
+      assert.strictEqual(found.ended, 77n)
+      const blocks: Array<unknown> = []
+      const put: restart.Put = (hash, place, priority, words) => blocks.push([hash, place, priority, [...words]])
+      found.visit(0, 1, put)
+      found.visit(1, found.count, put)
+      assert.deepStrictEqual(
+        blocks,
+        [4, 2, 9].map((place) => [BigInt.asUintN(64, BigInt(place) << 60n), place, place, [...words]])
+      )
+    }))
 
-  it("is of no use with any byte changed or missing", () => {
-    for (let at = 0; at < index.byteLength; at++) {
-      const torn = index.slice()
-      torn[at] = (torn[at] ?? 0) ^ 0x10
-      assert.strictEqual(restart.decode(torn, geometry)._tag, "Unusable", `byte ${at}`)
-      assert.strictEqual(restart.decode(index.subarray(0, at), geometry)._tag, "Unusable", `cut at ${at}`)
-    }
-  })
+  it.effect("is of no use with any byte changed or missing", () =>
+    Effect.gen(function*() {
+      const index = yield* encoder.bytes
+      for (let at = 0; at < index.byteLength; at++) {
+        const torn = index.slice()
+        torn[at] = (torn[at] ?? 0) ^ 0x10
+        assert.strictEqual((yield* restart.decode(torn, geometry))._tag, "Unusable", `byte ${at}`)
+        assert.strictEqual((yield* restart.decode(index.subarray(0, at), geometry))._tag, "Unusable", `cut at ${at}`)
+      }
+    }))
 
   it("fits behind as many blocks as there is room for, and no more would", () => {
     for (let size = 4096; size < 4096 * 600; size += 4096) {
