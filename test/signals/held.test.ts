@@ -81,7 +81,7 @@ describe("a program that holds storages", () => {
           assert.deepStrictEqual(yield* running.ended, { code: 130, signal: null }, told)
           assert.match(running.output(), /^releasing\nreleased\nexit 130$/m, told)
           yield* assertNothingLeft(running)
-        })), { concurrency: 4 }).pipe(seeded("slow")),
+        })), { concurrency: 5 }).pipe(seeded("slow")),
     testTimeout
   )
 
@@ -100,7 +100,7 @@ describe("a program that holds storages", () => {
           assert.deepStrictEqual(yield* running.ended, { code: null, signal: "SIGINT" }, running.output())
           assert.notMatch(running.output(), /^(released|exit .*)$/m)
           yield* assertNothingLeft(running)
-        })), { concurrency: 3 }),
+        })), { concurrency: 6 }),
     testTimeout
   )
 
