@@ -108,7 +108,8 @@ const program = Effect.gen(function*() {
   if (plot !== undefined) {
     const { draw } = yield* Effect.promise(() => import("./offload-a-model/plot.js"))
     const fs = yield* FileSystem
-    yield* fs.writeFileString(plot, draw(results, name, blockBytes))
+    // Ctrl-C comes before it or after it: there is no half of a plot.
+    yield* Effect.uninterruptible(fs.writeFileString(plot, draw(results, name, blockBytes)))
     yield* Console.log(`\nhit rate by capacity: ${plot}`)
   }
 })
