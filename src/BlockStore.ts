@@ -77,8 +77,13 @@ export interface BlockStoreOptions {
   readonly maxBlocksInFlight?: number | undefined
   /** Events that are kept for a subscriber who is behind; it is told how many older ones it missed. Default 4096. */
   readonly eventCapacity?: number | undefined
-  /** Failures of a storage in a row, without a success between, after which it is taken out. Default 8. */
+  /** Reads or writes of a storage that fail in a row, without one that succeeds between, after which it is taken out. Default 8. */
   readonly failureLimit?: number | undefined
+  /**
+   * What the blocks are of: model, revision, adapter, dtype, layout, whatever else the hashes do not say. Blocks that were kept are taken
+   * up only where it is the same.
+   */
+  readonly content?: string | undefined
 }
 
 /**
@@ -347,6 +352,8 @@ export const layerConfig = (
         blockBytes: internal.wholePages(options.blockBytes),
         size: options.size
       })
+      // What is kept must not be lost to a bad option.
+      yield* internal.resolve(options)
       const storages = yield* internal.storages(yield* config, options)
       return yield* make(storages, options)
     })

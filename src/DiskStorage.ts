@@ -305,8 +305,13 @@ export interface DiskStorage {
   /** Releases one registration; false when there is none. */
   readonly deregister: <I, S>(tag: Context.Tag<I, S>) => Effect.Effect<boolean, StorageClosed>
 
-  /** Where the storage is to be kept, and whether its content is that of one which was kept there; undefined without `keepAt`. */
-  readonly keptAt: { readonly path: string; readonly takenUp: boolean } | undefined
+  /**
+   * Where the storage is to be kept, and whether its content is that of one which was kept there, with the 32 bytes that `keepAs` was
+   * given (zeros by `keep`); undefined without `keepAt`.
+   */
+  readonly keptAt:
+    | { readonly path: string; readonly takenUp: boolean; readonly mark: Uint8Array | undefined }
+    | undefined
   /**
    * Keeps the file at `keepAt` for the next storage that is made with that, in place of unlinking it at release: syncs it, labels it
    * and gives it that name in one step. It is for the end of a storage: it waits for what is in flight, releases the registrations,
@@ -315,6 +320,11 @@ export interface DiskStorage {
    * in the way, the storage can be used as before. Not for the inside of `withFd`: it would wait for itself.
    */
   readonly keep: Effect.Effect<void, KeepFailed | StorageClosed>
+  /**
+   * The same, with a mark for the next one to find, the first 32 bytes of `mark`: the digest of an index that lies in the file, say, by
+   * which it is known to be of this content, and not one that an earlier life has left there.
+   */
+  readonly keepAs: (mark: Uint8Array) => Effect.Effect<void, KeepFailed | StorageClosed>
 
   /**
    * Releases now what the end of the Scope releases: waits for what is in flight, releases registrations, unlinks, closes. Every

@@ -437,6 +437,8 @@ export class KeepFailed extends Schema.TaggedError<KeepFailed>(id("KeepFailed"))
     path: Schema.String,
     keepAt: Schema.optional(Schema.String),
     reason: Schema.Literal("no keepAt", "in the way", "unlinked", "stalled", "look", "sync", "label", "rename"),
+    /** What is in the way, in words. */
+    found: Schema.optional(Schema.String),
     cause: Schema.optional(SyscallError)
   }
 ) {
@@ -450,7 +452,9 @@ export class KeepFailed extends Schema.TaggedError<KeepFailed>(id("KeepFailed"))
     const reasons: { readonly [reason in KeepFailed["reason"]]: () => string } = {
       "no keepAt": () => "no path was given for that. Set the option keepAt when the storage is made",
       "in the way": () =>
-        `what is at ${this.keepAt} was not kept by a storage, and is not touched. Move it away and keep again, or name another keepAt`,
+        `what is at ${this.keepAt} is no file that this process could take up${
+          this.found === undefined ? "" : ` (${this.found})`
+        }, and is not touched. Move it away and keep again, or name another keepAt`,
       "unlinked": () => "its file has no name any more. Do not unlink a storage that is to be kept",
       "stalled": () =>
         "an operation that had no answer may still change it. The disk hangs: keep again when it has answered",
@@ -532,10 +536,16 @@ export class BudgetExceeded extends Schema.TaggedError<BudgetExceeded>(id("Budge
  */
 export class InvalidBlock extends Schema.TaggedError<InvalidBlock>(id("InvalidBlock"))(
   "InvalidBlock",
-  { hash: Schema.BigInt, what: Schema.Literal("hash", "length", "priority"), expected: Schema.String }
+  // What is no hash has to be told of, too, as it reads.
+  {
+    hash: Schema.Union(Schema.BigInt, Schema.String),
+    what: Schema.Literal("hash", "length", "priority"),
+    expected: Schema.String
+  }
 ) {
   override get message(): string {
-    return `The ${this.what} of block ${formatHash(this.hash)} is not accepted: it takes ${this.expected}.`
+    const block = typeof this.hash === "bigint" ? formatHash(this.hash) : this.hash
+    return `The ${this.what} of block ${block} is not accepted: it takes ${this.expected}.`
   }
 }
 

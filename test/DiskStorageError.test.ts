@@ -113,7 +113,7 @@ describe("errors", () => {
   it("of what was not kept say why, and to do what", () => {
     const words = {
       "no keepAt": "Set the option keepAt",
-      "in the way": "/kept was not kept by a storage",
+      "in the way": "/kept is no file that this process could take up",
       "unlinked": "Do not unlink",
       "stalled": "keep again when it has answered",
       "look": "/kept could not be looked at: fallocate of fd 7 failed with ENOSPC (errno 28). Free space",

@@ -133,7 +133,7 @@ describe("a storage that is kept", () => {
     Effect.gen(function*() {
       yield* keepContent(first)
       const storage = yield* DiskStorage.make({ size, keepAt })
-      assert.deepStrictEqual(storage.keptAt, { path: keepAt, takenUp: true })
+      assert.deepStrictEqual(storage.keptAt, { path: keepAt, takenUp: true, mark: new Uint8Array(32) })
       assert.notStrictEqual(storage.path, keepAt)
       assert.strictEqual(storage.size, size)
       assert.deepStrictEqual(storage.allocation, { method: "kept", written: true, overwritesMayRunOutOfSpace: false })
@@ -178,7 +178,7 @@ describe("a storage that is kept", () => {
   it.effect("has a path that does not depend on the working directory", () =>
     Effect.gen(function*() {
       const storage = yield* DiskStorage.make({ size, keepAt: "tmp/../tmp//kept" })
-      assert.deepStrictEqual(storage.keptAt, { path: keepAt, takenUp: false })
+      assert.deepStrictEqual(storage.keptAt, { path: keepAt, takenUp: false, mark: undefined })
     }).pipe(Effect.scoped, on()))
 
   it.effect("makes its directory", () =>
@@ -210,7 +210,10 @@ describe("the calls", () => {
         nothing,
         "pwrite 16384",
         "fdatasync",
-        "rename"
+        "rename",
+        "open",
+        "fdatasync",
+        "close"
       ])
     }).pipe(Effect.scoped, on()))
 
@@ -222,6 +225,8 @@ describe("the calls", () => {
       assert.deepStrictEqual(yield* tail(before), [
         "mkostemp",
         ...look,
+        "open",
+        "close",
         "rename",
         "open",
         "statx",
@@ -381,7 +386,8 @@ describe("the label", () => {
     size,
     length: keptFile.lengthOf(size, 4096),
     unit: 4096,
-    id: Uint8Array.from({ length: 16 }, (_, index) => index)
+    id: Uint8Array.from({ length: 16 }, (_, index) => index),
+    mark: Uint8Array.from({ length: 32 }, (_, index) => 255 - index)
   }
   const page = keptFile.encode(label)
 
@@ -489,7 +495,7 @@ describe("what no storage has kept", () => {
       yield* kernel.rename(path, keepAt)
       const { lines } = yield* warnings(Effect.scoped(Effect.gen(function*() {
         const storage = yield* DiskStorage.make({ size, keepAt })
-        assert.deepStrictEqual(storage.keptAt, { path: keepAt, takenUp: false })
+        assert.deepStrictEqual(storage.keptAt, { path: keepAt, takenUp: false, mark: undefined })
         yield* storage.writeBytes(0, first)
         assert.deepInclude(yield* Effect.flip(storage.keep), { _tag: "KeepFailed", reason: "in the way", keepAt })
         assert.deepStrictEqual(yield* storage.readBytes(0, size), first)
@@ -499,7 +505,7 @@ describe("what no storage has kept", () => {
         yield* kernel.rename(keepAt, "/tmp/moved")
         yield* storage.keep
       })))
-      assert.match(lines.join(), /not kept by a storage and is not touched/)
+      assert.match(lines.join(), /not taken up and not touched; .*: it is a file that no storage has kept/)
       assert.deepStrictEqual(yield* takeContent(), first)
       assert.deepStrictEqual((yield* leaks).files, ["/tmp/moved"])
     }).pipe(on()))

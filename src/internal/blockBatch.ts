@@ -21,6 +21,7 @@ export type Begin = (index: number, batch: Batch) => void
 const nothing = () => {}
 
 export class Batch {
+  stopped = false
   private readonly gate: Gate
   private readonly count: number
   private begin: Begin
@@ -67,13 +68,16 @@ export class Batch {
 
   /** Begins no more blocks. */
   stop(): void {
+    if (this.hasMore) this.gate.left()
+    this.stopped = true
     this.next = this.count
     // It may stand in line for long, and must not keep its buffers meanwhile.
     this.begin = nothing
     this.settle()
   }
 
-  private die(defect: unknown): void {
+  /** Begins no more, and ends with a defect. */
+  die(defect: unknown): void {
     this.exit = Exit.die(defect)
     this.stop()
   }
@@ -85,19 +89,17 @@ export class Batch {
 
 /** Bounds the blocks in flight of all batches. */
 export class Gate {
-  readonly permits: number
-  private free: number
-  private readonly waiting = MutableList.empty<Batch>()
+  /** May be lowered; those in flight stay. */
+  permits: number
+  taken = 0
+  private waiting = MutableList.empty<Batch>()
+  /** Of those that wait, how many were stopped; perhaps some more. */
+  private stopped = 0
   private admitting = false
   private later = false
 
   constructor(permits: number) {
     this.permits = permits
-    this.free = permits
-  }
-
-  get taken(): number {
-    return this.permits - this.free
   }
 
   /** Begins `count` blocks; interrupted it begins no more, and ends when those that it has begun have ended. */
@@ -117,15 +119,23 @@ export class Gate {
   }
 
   give(): void {
-    this.free += 1
+    this.taken -= 1
     this.admit()
+  }
+
+  /** A disk that hangs must not make those who came and went pile up here. */
+  left(): void {
+    this.stopped += 1
+    if (this.stopped < 1024 || this.stopped * 2 < MutableList.length(this.waiting)) return
+    this.waiting = MutableList.fromIterable([...this.waiting].filter(({ hasMore }) => hasMore))
+    this.stopped = 0
   }
 
   private admit(): void {
     // What ends as it begins comes by here again: the loop below goes on for it.
     if (this.admitting || this.later) return
     this.admitting = true
-    for (let begun = 0; this.free > 0; begun++) {
+    for (let begun = 0; this.taken < this.permits; begun++) {
       const batch = MutableList.shift(this.waiting)
       if (batch === undefined) break
       if (begun === maxBegunPerTurn) {
@@ -138,7 +148,7 @@ export class Gate {
         break
       }
       if (!batch.hasMore) continue
-      this.free -= 1
+      this.taken += 1
       batch.beginNext()
       if (batch.hasMore) MutableList.append(this.waiting, batch)
     }

@@ -20,13 +20,7 @@ export interface Checker {
   readonly soon: (bytes: number, step: () => void) => void
 }
 
-/** Waits until the event loop has looked at everything else. */
-export const eventLoopTurn: Effect.Effect<void> = Effect.async<void>((resume) => {
-  const waiting = setImmediate(() => resume(Effect.void))
-  return Effect.sync(() => clearImmediate(waiting))
-})
-
-const inTurns = (): Checker["soon"] => {
+const afterSubmission = (): Checker["soon"] => {
   const waiting = MutableList.empty<{ readonly bytes: number; readonly step: () => void }>()
   let computed = 0
   let counting = false
@@ -71,7 +65,7 @@ export const make = (checksum: Checksum): Effect.Effect<Checker | undefined, Inv
             words[0] = crc32(bytes)
             return words
           },
-          soon: inTurns()
+          soon: afterSubmission()
         }
       }
       case "xxh128": {
@@ -86,7 +80,7 @@ export const make = (checksum: Checksum): Effect.Effect<Checker | undefined, Inv
             bytesOfWords.set(hasher.init().update(bytes).digest("binary"))
             return words
           },
-          soon: inTurns()
+          soon: afterSubmission()
         }
       }
       default:

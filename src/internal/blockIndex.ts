@@ -9,6 +9,8 @@
  * therefore lie by themselves.
  */
 
+import { randomFillSync } from "node:crypto"
+
 /** Priorities are 0 to 15. */
 export const priorities = 16
 
@@ -56,12 +58,18 @@ export interface StorageSlots {
   failed: boolean
 }
 
-/** A mixer of two words; `seed` keeps whoever chooses hashes from choosing buckets. */
-const mix = (low: number, high: number, seed: number): number => {
-  let h = Math.imul(low ^ seed, 0x85EB_CA6B)
-  h = Math.imul(h ^ (h >>> 13) ^ high, 0xC2B2_AE35)
-  h = Math.imul(h ^ (h >>> 16) ^ seed, 0x27D4_EB2F)
-  return (h ^ (h >>> 15)) >>> 0
+/** A mixer of two words. Without `keys` nobody can choose hashes that meet in one bucket. */
+const mix = (low: number, high: number, keys: Int32Array): number => {
+  let h = Math.imul(low ^ (keys[0] ?? 0), keys[1] ?? 1)
+  h = Math.imul((h ^ (h >>> 15)) + (high ^ (keys[2] ?? 0)), keys[3] ?? 1)
+  h = Math.imul(h ^ (h >>> 13), keys[1] ?? 1)
+  return (h ^ (h >>> 16)) >>> 0
+}
+
+/** Multipliers are odd. */
+const drawKeys = (): Int32Array => {
+  const keys = randomFillSync(new Int32Array(4))
+  return keys.map((key, number) => number % 2 === 1 ? key | 1 : key)
 }
 
 export class BlockIndex {
@@ -75,7 +83,7 @@ export class BlockIndex {
   private readonly checksums: Int32Array
   private readonly buckets: Int32Array
   private readonly mask: number
-  private readonly seed: number
+  private readonly keys = drawKeys()
   /** Least and most recently used of each priority. */
   private readonly oldest = new Int32Array(priorities)
   private readonly newest = new Int32Array(priorities)
@@ -89,7 +97,6 @@ export class BlockIndex {
   /** `onRemoved` is told of each block that goes to make room, or that was met while its storage had failed (`storage`). */
   constructor(
     capacities: ReadonlyArray<number>,
-    seed: number,
     onRemoved: (hash: bigint, storage: boolean) => void
   ) {
     let base = 0
@@ -99,7 +106,6 @@ export class BlockIndex {
       return slots
     })
     this.capacity = base
-    this.seed = seed
     this.onRemoved = onRemoved
     this.lines = new Int32Array(base * words)
     this.list = new Int32Array(base * links)
@@ -159,7 +165,7 @@ export class BlockIndex {
     const high = (this.hash32[1] ?? 0) | 0
     const { lines, someFailed } = this
     if (failed && !someFailed) return -1
-    let link = this.buckets[mix(low, high, this.seed) & this.mask] ?? 0
+    let link = this.buckets[mix(low, high, this.keys) & this.mask] ?? 0
     while (link !== 0) {
       const line = (link - 1) * words
       if (
@@ -169,6 +175,11 @@ export class BlockIndex {
       link = lines[line + NEXT] ?? 0
     }
     return -1
+  }
+
+  /** Slots that can still be used. */
+  get usable(): number {
+    return this.storages.reduce((sum, { capacity, failed, retired }) => failed ? sum : sum + capacity - retired, 0)
   }
 
   /** From now on its blocks are not found, and none is put there. */
@@ -237,7 +248,7 @@ export class BlockIndex {
     this.hash64[0] = hash
     const low = (this.hash32[0] ?? 0) | 0
     const high = (this.hash32[1] ?? 0) | 0
-    const bucket = mix(low, high, this.seed) & this.mask
+    const bucket = mix(low, high, this.keys) & this.mask
     this.put(slot, LOW, low)
     this.put(slot, HIGH, high)
     this.put(slot, NEXT, this.buckets[bucket] ?? 0)
@@ -301,7 +312,7 @@ export class BlockIndex {
   drop(slot: number, retire = false): void {
     if (retire) this.put(slot, RETIRE, 1)
     if (!this.isReady(slot)) return
-    const bucket = mix(this.at(slot, LOW), this.at(slot, HIGH), this.seed) & this.mask
+    const bucket = mix(this.at(slot, LOW), this.at(slot, HIGH), this.keys) & this.mask
     const next = this.at(slot, NEXT)
     let link = this.buckets[bucket] ?? 0
     if (link === slot + 1) this.buckets[bucket] = next
@@ -358,6 +369,11 @@ export class BlockIndex {
     for (let slot = from; slot < to; slot++) if (this.isReady(slot)) each(slot)
   }
 
+  /** Calls `each` with the blocks in those slots that somebody uses. */
+  visitPinned(from: number, to: number, each: (slot: number) => void): void {
+    for (let slot = from; slot < to; slot++) if (this.isReady(slot) && this.at(slot, PINS) > 0) each(slot)
+  }
+
   /** Of the blocks that nobody uses, the least recently used one of a priority, or −1. */
   oldestOf(priority: number): number {
     return (this.oldest[priority] ?? 0) - 1
@@ -386,11 +402,9 @@ export class BlockIndex {
     return true
   }
 
-  /** The slots between those that were restored are free. */
-  restored(number: number): void {
-    const storage = this.storages[number]
-    if (storage === undefined) return
-    for (let slot = storage.fresh - 1; slot >= storage.base; slot--) {
+  /** Those of some slots that were not restored are free; for all up to the last that was. */
+  restored(number: number, from: number, to: number): void {
+    for (let slot = from; slot < to; slot++) {
       if (this.at(slot, STATE) !== FREE) continue
       this.put(slot, STORAGE, number)
       this.free(slot)

@@ -8,7 +8,6 @@ import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Queue from "effect/Queue"
-import * as Random from "effect/Random"
 import type * as Scope from "effect/Scope"
 import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
@@ -31,6 +30,7 @@ import {
   BlockNotFound,
   InvalidBlock,
   InvalidOption,
+  IoFailed,
   NoStorageLeft,
   StoreClosed,
   StoreFull
@@ -48,6 +48,7 @@ import * as restart from "./blockRestart.js"
 import * as diskStorage from "./diskStorage.js"
 import { makeDoor } from "./door.js"
 import { wholeNumber } from "./engineOptions.js"
+import { inTurns } from "./turns.js"
 
 export const TypeId: unique symbol = Symbol.for("effect-disk-storage/BlockStore")
 
@@ -59,27 +60,17 @@ const maxSlots = 2 ** 27
 /** Groups of a stream that are moved at once: the next is on its way while the last blocks of one are still being moved. */
 const groupsInFlight = 2
 
-/** Blocks that a walk over all of them looks at before the event loop has a turn: some milliseconds of the dearest walk. */
-const blocksPerTurn = 8192
-
-/** Calls `each` with the parts of a range, and lets the event loop have a turn before each of them. */
-const inTurns = (first: number, last: number, each: (from: number, to: number) => void): Effect.Effect<void> => {
-  let from = first
-  return Effect.whileLoop({
-    while: () => from < last,
-    body: () => checksums.eventLoopTurn,
-    step: () => {
-      const to = Math.min(last, from + blocksPerTurn)
-      each(from, to)
-      from = to
-    }
-  })
-}
+/** Slots that a walk over all of them looks at before the event loop has a turn: some milliseconds of the dearest walk. */
+const slotsPerTurn = 8192
 
 const isHash = (hash: bigint): boolean => typeof hash === "bigint" && hash >= 0n && hash <= maxHash
 
 const invalidHash = (hash: bigint) =>
-  new InvalidBlock({ hash, what: "hash", expected: "an unsigned integer of 64 bits" })
+  new InvalidBlock({
+    hash: typeof hash === "bigint" ? hash : String(hash),
+    what: "hash",
+    expected: "an unsigned integer of 64 bits"
+  })
 
 const stored = Either.right("stored" as const)
 const duplicate = Either.right("duplicate" as const)
@@ -112,7 +103,7 @@ class BlockResults<A, E> implements Results<E, A> {
   }
 
   get(index: number): Either.Either<A, E> {
-    if (index >= this.length) throw new RangeError(`a batch of ${this.length} blocks has no block ${index}`)
+    if (!(index in this.outcomes)) throw new RangeError(`a batch of ${this.length} blocks has no block ${index}`)
     return Either.mapLeft(this.outcomes[index] ?? Either.left(this.otherwise), (make) => make())
   }
 
@@ -148,6 +139,15 @@ export const storages = (
 ): Effect.Effect<readonly [DiskStorage, ...Array<DiskStorage>], AcquireError, Syscalls | IoEngine | Scope.Scope> => {
   const block = wholePages(blockBytes)
   const blocks = Math.floor(options.size / block)
+  if (blocks < 1) {
+    return Effect.fail(
+      new InvalidOption({
+        option: "size",
+        value: String(options.size),
+        expected: `at least one block of ${block} bytes`
+      })
+    )
+  }
   if (keepAt !== undefined) {
     return directories === undefined
       ? Effect.map(
@@ -172,18 +172,51 @@ export const storages = (
   )
 }
 
+/** The options, checked; and the checksum, loaded. */
+export const resolve = (options: BlockStoreOptions) =>
+  Effect.gen(function*() {
+    const checksum = options.checksum ?? "xxh128"
+    return {
+      asked: yield* wholeNumber("blockBytes", options.blockBytes, 0, 1, 2 ** 32),
+      maxBlocksInFlight: yield* wholeNumber("maxBlocksInFlight", options.maxBlocksInFlight, 32, 1, 65_536),
+      eventCapacity: yield* wholeNumber("eventCapacity", options.eventCapacity, 4096, 1, 2 ** 24),
+      failureLimit: yield* wholeNumber("failureLimit", options.failureLimit, 8, 1, 2 ** 31),
+      content: options.content ?? "",
+      checksum,
+      checker: yield* checksums.make(checksum)
+    }
+  })
+
+/** Two stores on one storage would read each other's blocks. */
+const inUse = new WeakSet<DiskStorage>()
+
+const claim = (storages: ReadonlyArray<DiskStorage>): Effect.Effect<void, InvalidOption, Scope.Scope> =>
+  Effect.acquireRelease(
+    Effect.suspend(() => {
+      for (const [number, storage] of storages.entries()) {
+        if (!inUse.has(storage) && storages.indexOf(storage) === number) continue
+        const expected = "storages that no other store uses, each once"
+        return Effect.fail(new InvalidOption({ option: "storages", value: storage.path, expected }))
+      }
+      for (const storage of storages) inUse.add(storage)
+      return Effect.void
+    }),
+    () =>
+      Effect.sync(() => {
+        for (const storage of storages) inUse.delete(storage)
+      })
+  )
+
 export const make = (
   storages: readonly [DiskStorage, ...ReadonlyArray<DiskStorage>],
   options: BlockStoreOptions
 ): Effect.Effect<BlockStore, InvalidOption, Scope.Scope> =>
   Effect.gen(function*() {
-    const asked = yield* wholeNumber("blockBytes", options.blockBytes, 0, 1, 2 ** 32)
-    const maxBlocksInFlight = yield* wholeNumber("maxBlocksInFlight", options.maxBlocksInFlight, 32, 1, 65_536)
-    const eventCapacity = yield* wholeNumber("eventCapacity", options.eventCapacity, 4096, 1, 2 ** 24)
-    const failureLimit = yield* wholeNumber("failureLimit", options.failureLimit, 8, 1, 2 ** 31)
-    const checksum = options.checksum ?? "xxh128"
-    const checker = yield* checksums.make(checksum)
+    const { asked, checker, checksum, content, eventCapacity, failureLimit, maxBlocksInFlight } = yield* resolve(
+      options
+    )
     const filter = yield* OffloadFilter.OffloadFilter
+    yield* claim(storages)
 
     const unit = Math.max(AlignedBuffer.pageSize, ...storages.map(({ alignment }) => alignment.offset))
     const blockBytes = Math.ceil(asked / unit) * unit
@@ -222,14 +255,30 @@ export const make = (
     const removed = (hash: bigint, reason: RemovalReason) => {
       if (events.wanted) events.push({ _tag: "Removed", hash, reason })
     }
-    const index = new BlockIndex(capacities, yield* Random.nextIntBetween(0, 2 ** 31), (hash, failed) => {
-      if (!failed) counts.evicted += 1
-      removed(hash, failed ? "storage" : "evicted")
+    const index = yield* Effect.try({
+      try: () =>
+        new BlockIndex(capacities, (hash, failed) => {
+          if (!failed) counts.evicted += 1
+          removed(hash, failed ? "storage" : "evicted")
+        }),
+      catch: (error) =>
+        new InvalidOption({
+          option: "blockBytes",
+          value: String(asked),
+          expected: `blocks so large that there is memory for an index of ${slots}: ${String(error)}`
+        })
     })
+    /** Blocks in flight hold their slots: never more than there are. */
     const gate = new Gate(Math.min(maxBlocksInFlight, slots))
-    /** Blocks that were read and are not verified yet hold their slots, too: so many beside those in flight, and always room to write. */
-    const maxUnverified = Math.min(gate.permits, slots - gate.permits)
+    /** Blocks that were read and are not verified yet do, too: so many beside those in flight, and always room to write. */
+    let maxUnverified = Math.min(gate.permits, slots - gate.permits)
     let unverified = 0
+    /** After slots have retired, or a storage. */
+    const shrink = () => {
+      const { usable } = index
+      gate.permits = Math.max(1, Math.min(maxBlocksInFlight, usable))
+      maxUnverified = Math.min(gate.permits, usable - gate.permits)
+    }
     const writing = new Map<bigint, Writing>()
     const door = makeDoor(storages[0].path)
     let closed = false
@@ -247,12 +296,12 @@ export const make = (
     const walk = (numbers: ReadonlyArray<number>, each: (slot: number) => void): Effect.Effect<void> =>
       Effect.forEach(numbers, (number) => {
         const { base, fresh } = index.storages[number] ?? { base: 0, fresh: 0 }
-        return inTurns(base, fresh, (from, to) => index.visit(from, to, each))
+        return inTurns(base, fresh, slotsPerTurn, (from, to) => index.visit(from, to, each))
       }, { discard: true })
     const everyStorage = storages.map((_, number) => number)
 
-    /** Failures in a row, by storage. */
-    const failures = storages.map(() => 0)
+    /** Failures in a row, by storage; reads that succeed say nothing of writes. */
+    const failures = { read: storages.map(() => 0), write: storages.map(() => 0) }
     /** Storages that were taken out. Their blocks are found no more from then on, and leave the index bit by bit. */
     const takenOut = yield* Queue.unbounded<{ readonly number: number; readonly error: TransferError }>()
     const purge = ({ error, number }: { readonly number: number; readonly error: TransferError }) =>
@@ -271,18 +320,36 @@ export const make = (
     /** Whether the range that a transfer failed on is to be used no more, and the storage with it after too many. */
     const isFault = (error: TransferError): boolean =>
       error._tag === "IoFailed" || error._tag === "IoStalled" || error._tag === "StorageClosed"
-    const failedOn = (slot: number, error: TransferError): void => {
+    const failedOn = (kind: "read" | "write", slot: number, error: TransferError): void => {
+      counts.failed += 1
       const number = index.storageOf(slot)
       const storage = index.storages[number]
-      const inARow = (failures[number] ?? 0) + 1
-      failures[number] = inARow
+      const inARow = (failures[kind][number] ?? 0) + 1
+      failures[kind][number] = inARow
       if (storage === undefined || storage.failed) return
       if (error._tag !== "StorageClosed" && inARow < failureLimit) return
       index.fail(number)
       takenOut.unsafeOffer({ number, error })
     }
 
-    /** Memory that no engine would take is a defect, before anything has begun. */
+    /** What throws is no engine of this package; nothing of it may be left behind. */
+    const transfer = (
+      batch: Batch,
+      kind: "read" | "write",
+      slot: number,
+      buffer: AlignedBuffer.AlignedBuffer,
+      done: (error: TransferError | undefined) => void
+    ): void => {
+      const offset = offsetOf(slot)
+      try {
+        storageAt(slot).unsafeTransfer(kind, { offset, buffer }, done)
+      } catch (defect) {
+        batch.die(defect)
+        done(new IoFailed({ operation: kind, offset, length: blockBytes, bytesDone: 0, cause: undefined }))
+      }
+    }
+
+    /** Memory that no engine would take is a defect. */
     const lengthRefused = (hash: bigint, buffer: AlignedBuffer.AlignedBuffer) =>
       region(buffer).byteLength === blockBytes
         ? undefined
@@ -335,10 +402,12 @@ export const make = (
         )
       })
 
-    const noRoom = (hash: bigint, priority: number): OffloadError =>
-      index.storages.every(({ failed }) => failed)
-        ? new NoStorageLeft({ paths: storages.map(({ path }) => path) })
-        : new StoreFull({ hash, capacity: index.capacity, pinned: index.pinned, priority })
+    const noRoom = (hash: bigint, priority: number): () => OffloadError => {
+      const { capacity, pinned } = index
+      return index.storages.every(({ failed }) => failed)
+        ? () => new NoStorageLeft({ paths: storages.map(({ path }) => path) })
+        : () => new StoreFull({ hash, capacity, pinned, priority })
+    }
 
     /**
      * The end of a write that succeeded: from now on the block is found. Undefined where its storage was taken out meanwhile. Where
@@ -346,14 +415,16 @@ export const make = (
      */
     const written = (
       slot: number,
-      { hash, priority = 0 }: Block,
+      hash: bigint,
+      priority: number,
       replace: boolean
     ): typeof stored | typeof duplicate | undefined => {
       if (index.storages[index.storageOf(slot)]?.failed !== false) {
         index.giveBack(slot, true)
+        shrink()
         return undefined
       }
-      failures[index.storageOf(slot)] = 0
+      failures.write[index.storageOf(slot)] = 0
       const present = index.find(hash)
       if (present >= 0 && !replace) {
         index.giveBack(slot, false)
@@ -366,6 +437,7 @@ export const make = (
         removed(hash, "replaced")
       }
       index.commit(slot, hash, priority)
+      for (const listing of listings) listing.add(hash)
       counts.stored += 1
       if (events.wanted) events.push({ _tag: "Stored", hash })
       return stored
@@ -382,10 +454,23 @@ export const make = (
     ): Effect.Effect<ReadonlyArray<{ readonly place: number; readonly other: Writing }>> =>
       Effect.suspend(() => {
         const left: Array<{ readonly place: number; readonly other: Writing }> = []
+        /** Looks at the caller's block once: what becomes of it later changes nothing. */
         const begin = (place: number, batch: Batch): void => {
           const block = blocks[place]
           if (block === undefined) throw new RangeError(`there is no block ${place}`)
-          const { data, hash, priority = 0 } = block
+          const error = refused(block)
+          if (error === undefined) return put(place, block.hash, block.data, block.priority ?? 0, batch)
+          outcomes[place] = Either.left(() => error)
+          batch.landed()
+          batch.ended()
+        }
+        const put = (
+          place: number,
+          hash: bigint,
+          data: AlignedBuffer.AlignedBuffer,
+          priority: number,
+          batch: Batch
+        ): void => {
           const end = (outcome: typeof outcomes[number]) => {
             outcomes[place] = outcome
             batch.landed()
@@ -405,7 +490,7 @@ export const make = (
             }
           }
           const slot = index.take(priority)
-          if (slot < 0) return end(Either.left(() => noRoom(hash, priority)))
+          if (slot < 0) return end(Either.left(noRoom(hash, priority)))
           const entry: Writing = { ended: false, waiters: undefined }
           if (!replace) writing.set(hash, entry)
           let error: TransferError | undefined
@@ -415,25 +500,24 @@ export const make = (
             pending -= 1
             if (pending > 0) return
             let outcome: typeof outcomes[number]
-            if (error === undefined) outcome = written(slot, block, replace)
+            if (error === undefined) outcome = written(slot, hash, priority, replace)
             else {
               const failure = error
               const fault = isFault(failure)
-              if (fault) {
-                counts.failed += 1
-                failedOn(slot, failure)
-              }
+              if (fault) failedOn("write", slot, failure)
               // Nothing is known of a slot whose write failed; one that had no answer may even be written to later.
               index.giveBack(slot, fault)
+              if (fault) shrink()
               outcome = Either.left(() => failure)
             }
             if (!replace) writing.delete(hash)
             entry.ended = true
             if (entry.waiters !== undefined) { for (const waiter of entry.waiters) waiter() }
-            if (outcome === undefined) begin(place, batch)
+            // Its storage was taken out: there may be another, unless nobody waits for it.
+            if (outcome === undefined && !batch.stopped) put(place, hash, data, priority, batch)
             else end(outcome)
           }
-          storageAt(slot).unsafeTransfer("write", { offset: offsetOf(slot), buffer: data }, (failed) => {
+          transfer(batch, "write", slot, data, (failed) => {
             error = failed
             partEnded()
           })
@@ -455,33 +539,32 @@ export const make = (
         return Effect.sync(() => waiters.delete(waiter))
       })
 
-    /** Those of `places` that are not there and that the filter lets through. */
+    /** The blocks that are to be looked at: without those that are not there and that the filter does not let through. */
     const worthIt = (
       blocks: ReadonlyArray<Block>,
-      places: ReadonlyArray<number>,
       { outcomes }: BlockResults<Offloaded, OffloadError>
     ): Effect.Effect<ReadonlyArray<number>> => {
-      if (filter === OffloadFilter.none) return Effect.succeed(places)
-      const hashOf = (place: number) => blocks[place]?.hash ?? 0n
-      const unknown = places.filter((place) => index.find(hashOf(place)) < 0)
-      return Effect.map(filter.admit(unknown.map(hashOf)), (admitted) => {
-        const out = new Set(unknown.filter((_, number) => admitted[number] !== true))
-        for (const place of out) outcomes[place] = filtered
-        counts.filtered += out.size
-        return places.filter((place) => !out.has(place))
+      const places = Arr.makeBy(blocks.length, (place) => place)
+      if (filter === OffloadFilter.none || blocks.length === 0) return Effect.succeed(places)
+      const hashes = blocks.map((block) => refused(block) === undefined ? block.hash : undefined)
+      const asked = [...new Set(hashes)]
+        .filter((hash): hash is bigint => hash !== undefined && index.find(hash) < 0)
+      return Effect.map(filter.admit(asked), (admitted) => {
+        const out = new Set<bigint | undefined>(asked.filter((_, number) => admitted[number] !== true))
+        const isOut = (place: number) => hashes[place] !== undefined && out.has(hashes[place])
+        for (const place of places) {
+          if (!isOut(place)) continue
+          outcomes[place] = filtered
+          counts.filtered += 1
+        }
+        return places.filter((place) => !isOut(place))
       })
     }
 
     const offload: BlockStore["offload"] = (blocks, { replace = false } = {}) =>
       inBatch("offload", blocks.length, (results: BlockResults<Offloaded, OffloadError>) =>
         Effect.gen(function*() {
-          const accepted = blocks.flatMap((block, place) => {
-            const error = refused(block)
-            if (error === undefined) return [place]
-            results.outcomes[place] = Either.left(() => error)
-            return []
-          })
-          let todo = replace ? accepted : yield* worthIt(blocks, accepted, results)
+          let todo = replace ? Arr.makeBy(blocks.length, (place) => place) : yield* worthIt(blocks, results)
           while (todo.length > 0) {
             const left = yield* offloadOnce(blocks, todo, replace, results)
             for (const { other } of left) yield* ended(other)
@@ -500,40 +583,42 @@ export const make = (
       const offset = offsetOf(slot)
       counts.hits += 1
       index.pin(slot)
-      const end = (outcome: typeof outcomes[number]) => {
+      const end = (outcome: typeof outcomes[number], landed: boolean) => {
+        // Before the next block is begun, which may need the slot.
         index.unpin(slot)
         outcomes[place] = outcome
+        if (landed) batch.landed()
         batch.ended()
       }
-      storageAt(slot).unsafeTransfer("read", { offset, buffer: into }, (error) => {
+      transfer(batch, "read", slot, into, (error) => {
         if (error !== undefined) {
           if (isFault(error)) {
-            counts.failed += 1
             if (index.isReady(slot)) removed(hash, "failed")
             index.drop(slot, true)
-            failedOn(slot, error)
+            failedOn("read", slot, error)
           }
-          batch.landed()
-          return end(Either.left(() => error))
+          end(Either.left(() => error), true)
+          return shrink()
         }
-        failures[index.storageOf(slot)] = 0
-        if (checker === undefined) {
-          batch.landed()
-          return end(complete)
-        }
-        // The next block is on its way while this one is looked at.
+        failures.read[index.storageOf(slot)] = 0
+        if (checker === undefined) return end(complete, true)
+        // The next block is on its way while this one is looked at, and must not be read to the same memory.
         const ahead = unverified < maxUnverified
+        const { slab, start } = region(into)
+        const claimed = slab.claim(start, blockBytes, false)
         unverified += 1
         if (ahead) batch.landed()
         checker.soon(blockBytes, () => {
           unverified -= 1
-          if (!ahead) batch.landed()
-          if (index.verifies(slot, checker.compute(into.bytes))) return end(complete)
+          const intact = index.verifies(slot, checker.compute(into.bytes))
+          if (claimed) slab.release(start, blockBytes)
+          if (intact) return end(complete, !ahead)
           const { path } = storageAt(slot)
           counts.corrupted += 1
           if (index.isReady(slot) && events.wanted) events.push({ _tag: "Corrupted", hash })
           index.drop(slot, true)
-          end(Either.left(() => new BlockCorrupted({ hash, path, offset, checksum })))
+          end(Either.left(() => new BlockCorrupted({ hash, path, offset, checksum })), !ahead)
+          shrink()
         })
       })
     }
@@ -563,39 +648,50 @@ export const make = (
           end(() => new BlockNotFound({ hash }))
         }))
 
-    /** As many as have come while earlier ones were moved, and no more than may be in flight: nobody is waited for. */
-    const inGroups = <A, E, R>(stream: Stream.Stream<A, E, R>) =>
-      Stream.aggregate(stream, Sink.collectAllN<A>(gate.permits))
+    /**
+     * Moves as many as have come while earlier ones were moved, and no more at a time than may be in flight: nobody upstream is waited
+     * for. What has come is moved and told of even where upstream then fails.
+     */
+    const inGroups = <A, B, E, R>(
+      stream: Stream.Stream<A, E, R>,
+      move: (group: ReadonlyArray<A>) => Effect.Effect<ReadonlyArray<B>>
+    ): Stream.Stream<B, E, R> =>
+      Stream.either(stream).pipe(
+        Stream.aggregate(Sink.collectAllN<Either.Either<A, E>>(gate.permits)),
+        Stream.mapEffect((group) => {
+          const [failures, some] = Arr.separate(group)
+          return Effect.map(move(some), (moved) =>
+            Chunk.unsafeFromArray<Either.Either<B, E>>([
+              ...moved.map((one) =>
+                Either.right(one)
+              ),
+              ...failures.map((error) => Either.left(error))
+            ]))
+        }, { concurrency: groupsInFlight }),
+        Stream.flattenChunks,
+        Stream.mapEffect((one) => one)
+      )
 
     const offloadStream: BlockStore["offloadStream"] = (blocks) =>
-      inGroups(blocks).pipe(
-        Stream.mapEffect((group) =>
-          Effect.map(offload(Chunk.toReadonlyArray(group)), (results) =>
-            Chunk.map(group, ({ hash }, place) => ({ hash, result: results.get(place) }))), {
-          concurrency: groupsInFlight
-        }),
-        Stream.flattenChunks
-      )
+      inGroups(blocks, (group) =>
+        Effect.map(offload(group), (results) =>
+          group.map(({ hash }, place) => ({ hash, result: results.get(place) }))))
 
     const onboardStream: BlockStore["onboardStream"] = (hashes) =>
-      inGroups(hashes).pipe(
-        Stream.mapEffect((group) =>
-          Effect.gen(function*() {
-            const hashes = Chunk.toReadonlyArray(group)
-            const targets = yield* Effect.forEach(
-              hashes,
-              (hash) =>
-                Effect.either(Effect.map(AlignedBuffer.make(blockBytes), (into) => ({ hash, into })))
-            )
-            const results = yield* onboard(Arr.getRights(targets))
-            let place = 0
-            return Chunk.unsafeFromArray(Arr.zipWith(hashes, targets, (hash, target) => ({
-              hash,
-              result: Either.flatMap(target, ({ into }) => Either.map(results.get(place++), () => into))
-            })))
-          }), { concurrency: groupsInFlight }),
-        Stream.flattenChunks
-      )
+      inGroups(hashes, (group) =>
+        Effect.gen(function*() {
+          const targets = yield* Effect.forEach(
+            group,
+            (hash) =>
+              Effect.either(Effect.map(AlignedBuffer.make(blockBytes), (into) => ({ hash, into })))
+          )
+          const results = yield* onboard(Arr.getRights(targets))
+          let place = 0
+          return Arr.zipWith(group, targets, (hash, target) => ({
+            hash,
+            result: Either.flatMap(target, ({ into }) => Either.map(results.get(place++), () => into))
+          }))
+        }))
 
     const prefix = (hashes: ReadonlyArray<bigint>): number => {
       let length = 0
@@ -653,87 +749,44 @@ export const make = (
       removed(hash, reason)
     }
 
-    const geometryOf = (number: number): restart.Geometry => ({ blockBytes, slots: capacities[number] ?? 0, checksum })
-
-    /** Takes up what the last clean end has left on storages that were kept, all of one end; anything doubtful is left out. */
-    const takeUp = Effect.gen(function*() {
-      const indexes: Array<
-        { readonly number: number; readonly index: restart.Index }
-      > = []
-      for (const [number, storage] of storages.entries()) {
-        if (storage.keptAt?.takenUp !== true) continue
-        const found = yield* Effect.catchAll(restart.read(storage, geometryOf(number)), (error) =>
-          Effect.succeed({ _tag: "Unusable" as const, reason: error.message }))
-        if (found._tag === "Index") {
-          indexes.push({ number, index: found })
-        } else {
-          yield* Effect.logWarning("the block store starts empty on a storage that was kept").pipe(
-            Effect.annotateLogs({ path: storage.keptAt.path, reason: found.reason })
-          )
-        }
-      }
-      if (
-        indexes.some((one) =>
-          one.index.ended !== indexes[0]?.index.ended
-        )
-      ) {
-        return yield* Effect.logWarning("the block store starts empty: its storages were not kept together").pipe(
-          Effect.annotateLogs({ paths: indexes.map(({ number }) => storages[number]?.keptAt?.path) })
-        )
-      }
-      for (const { index: { count, visit }, number } of indexes) {
-        yield* inTurns(0, count, (from, to) =>
-          visit(from, to, (hash, place, priority, words) =>
-            void index.restore(number, place, hash, priority, words)))
-        index.restored(number)
-      }
+    const geometryOf = (number: number): restart.Geometry => ({
+      blockBytes,
+      slots: capacities[number] ?? 0,
+      checksum,
+      content
     })
-
-    /** Writes the index to the storages that are to be kept. What fails costs the blocks, and nothing else. */
-    const keep = Effect.gen(function*() {
-      const kept = storages.flatMap((storage, number) =>
-        storage.keptAt === undefined || index.storages[number]?.failed !== false ? [] : [{ storage, number }]
-      )
-      if (kept.length === 0) {
-        return
-      }
-      const word = Effect.map(Random.nextIntBetween(0, 2 ** 32), BigInt)
-      const ended = ((yield* word) << 32n) | (yield* word)
-      const slotsInOrder: Array<Array<number>> = storages.map(() => [])
-      for (let priority = 0; priority < priorities; priority++) {
-        let slot = index.oldestOf(priority)
-        while (slot >= 0) {
-          for (let seen = 0; seen < blocksPerTurn && slot >= 0; seen++, slot = index.newerThan(slot)) {
-            slotsInOrder[index.storageOf(slot)]?.push(slot)
-          }
-          yield* checksums.eventLoopTurn
-        }
-      }
-      for (const { number, storage } of kept) {
-        const slots = slotsInOrder[number] ?? []
-        const encoder = restart.encoder(geometryOf(number), ended, slots.length)
-        yield* inTurns(0, slots.length, (from, to) => {
-          for (const slot of slots.slice(from, to)) {
-            encoder.put(index.hashOf(slot), index.placeOf(slot), index.priorityOf(slot), index.checksumOf(slot))
-          }
-        })
-        const bytes = yield* encoder.bytes
-        yield* Effect.catchAll(
-          Effect.zipRight(restart.write(storage, geometryOf(number), bytes), storage.keep),
-          (error) =>
-            Effect.logWarning("a storage of the block store is not kept: the next start finds it empty", error).pipe(
-              Effect.annotateLogs({ path: storage.path })
-            )
-        )
-      }
-    })
-
-    yield* takeUp
+    let ready = false
     yield* Effect.addFinalizer(() =>
       Effect.sync(() => {
         closed = true
-        events.close()
-      }).pipe(Effect.zipRight(door.close), Effect.zipRight(keep))
+      }).pipe(
+        Effect.zipRight(door.close),
+        Effect.zipRight(Effect.sync(() => events.close())),
+        Effect.zipRight(Effect.suspend(() =>
+          ready ? restart.keep(storages, geometryOf, index) : restart.giveBack(storages)
+        ))
+      )
+    )
+    yield* restart.takeUp(storages, geometryOf, index)
+    ready = true
+
+    /** The hashes that are being listed: a block that comes meanwhile may come behind the walk. */
+    const listings = new Set<Set<bigint>>()
+    const listed = Effect.acquireUseRelease(
+      Effect.sync(() => {
+        const listing = new Set<bigint>()
+        listings.add(listing)
+        return listing
+      }),
+      (listing) =>
+        Effect.map(
+          walk(everyStorage, (slot) => {
+            const hash = index.hashOf(slot)
+            if (find(hash) === slot) listing.add(hash)
+          }),
+          () => [...listing]
+        ),
+      (listing) => Effect.sync(() => listings.delete(listing))
     )
 
     return {
@@ -745,10 +798,7 @@ export const make = (
       onboard,
       offloadStream,
       onboardStream,
-      match: (hashes) =>
-        Effect.sync(() =>
-          prefix(hashes)
-        ),
+      match: (hashes) => Effect.sync(() => prefix(hashes)),
       has: (hash) => Effect.sync(() => find(hash) >= 0),
       lease: (hash) =>
         Effect.flatMap(
@@ -758,17 +808,8 @@ export const make = (
       leasePrefix: (hashes) => lease(() => hashes.slice(0, prefix(hashes))),
       touch: (hashes) => ofEach(hashes, (slot) => index.touch(slot)),
       remove: (hashes) => ofEach(hashes, dropped("removed")),
-      reset: Effect.suspend(() => walk(everyStorage, dropped("reset"))),
-      hashes: Effect.suspend(() => {
-        const found: Array<bigint> = []
-        return Effect.as(
-          walk(everyStorage, (slot) => {
-            const hash = index.hashOf(slot)
-            if (find(hash) === slot) found.push(hash)
-          }),
-          found
-        )
-      }),
+      reset: Effect.ignore(door.enter((restore) => restore(walk(everyStorage, dropped("reset"))))),
+      hashes: listed,
       stats: Effect.sync((): Stats => ({
         capacity: index.capacity,
         blocks: index.blocks,

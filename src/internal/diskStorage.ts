@@ -151,7 +151,7 @@ const acquire = (
         ))
 
     const keepLock = yield* Effect.makeSemaphore(1)
-    const keepFile = Effect.gen(function*() {
+    const keepFile = Effect.fnUntraced(function*(mark: Uint8Array) {
       if (file.kept) return
       if (place === undefined) return yield* new KeepFailed({ path, reason: "no keepAt" })
       const keepAt = place.path
@@ -168,8 +168,13 @@ const acquire = (
         Effect.zipRight(Scope.close(ioScope, Exit.void), registrations.release(failures, Exit.void))
       )
       if (openFile(ioFile).inFlight > 0) return yield* new KeepFailed({ path, keepAt, reason: "stalled" })
-      yield* keptFile.keep(syscalls, file, fd, place, options.size)
+      yield* keptFile.keep(syscalls, file, fd, place, options.size, mark)
     })
+    const keepAs: DiskStorage["keepAs"] = (mark) => {
+      const page = new Uint8Array(keptFile.markBytes)
+      page.set(mark.subarray(0, keptFile.markBytes))
+      return keepDoor.enter((restore) => restore(keepLock.withPermits(1)(keepFile(page))))
+    }
 
     return {
       [TypeId]: TypeId,
@@ -193,8 +198,9 @@ const acquire = (
       registration: registrations.registration,
       isRegistered: registrations.isRegistered,
       deregister: registrations.deregister,
-      keptAt: place && { path: place.path, takenUp: place.takenUp },
-      keep: keepDoor.enter((restore) => restore(keepLock.withPermits(1)(keepFile))),
+      keptAt: place && { path: place.path, takenUp: place.mark !== undefined, mark: place.mark },
+      keep: keepAs(new Uint8Array(0)),
+      keepAs,
       close: Effect.uninterruptible(Scope.close(scope, Exit.void)).pipe(
         Effect.zipRight(Deferred.await(released)),
         Effect.zipRight(

@@ -26,8 +26,8 @@ export const makeDoor = (path: string) => {
     close: Effect.flatMap(Deferred.make<void>(), (empty) =>
       Effect.suspend(() => {
         closed = true
-        drained = empty
-        return inside === 0 ? Effect.void : Deferred.await(empty)
+        drained ??= empty
+        return inside === 0 ? Effect.void : Deferred.await(drained)
       }))
   }
 }

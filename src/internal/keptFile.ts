@@ -32,6 +32,8 @@ const idAt = 48
 const idBytes = 16
 const digestAt = 64
 const digestBytes = 32
+const markAt = 96
+export const markBytes = 32
 
 export interface Label {
   /** bytes, as asked when the storage was made */
@@ -42,6 +44,8 @@ export interface Label {
   readonly unit: number
   /** Another one each time that a storage is kept. */
   readonly id: Uint8Array
+  /** What the keeper says of the content; zeros where that is nothing. */
+  readonly mark: Uint8Array
 }
 
 const digestOf = (page: Uint8Array): Buffer => {
@@ -50,7 +54,7 @@ const digestOf = (page: Uint8Array): Buffer => {
   return createHash("sha256").update(copy).digest()
 }
 
-export const encode = ({ id, length, size, unit }: Label): Uint8Array => {
+export const encode = ({ id, length, mark, size, unit }: Label): Uint8Array => {
   const page = Buffer.alloc(labelBytes)
   page.set(magic, 0)
   page.writeUInt32LE(version, versionAt)
@@ -58,6 +62,7 @@ export const encode = ({ id, length, size, unit }: Label): Uint8Array => {
   page.writeBigUInt64LE(BigInt(length), lengthAt)
   page.writeBigUInt64LE(BigInt(unit), unitAt)
   page.set(id, idAt)
+  page.set(mark, markAt)
   page.set(digestOf(page), digestAt)
   return page
 }
@@ -77,7 +82,8 @@ export const decode = (bytes: Uint8Array): Label | string | undefined => {
     size: Number(page.readBigUInt64LE(sizeAt)),
     length: Number(page.readBigUInt64LE(lengthAt)),
     unit: Number(page.readBigUInt64LE(unitAt)),
-    id: Uint8Array.from(page.subarray(idAt, idAt + idBytes))
+    id: Uint8Array.from(page.subarray(idAt, idAt + idBytes)),
+    mark: Uint8Array.from(page.subarray(markAt, markAt + markBytes))
   }
 }
 
@@ -206,7 +212,12 @@ const look = (syscalls: Syscalls, path: string, wanted?: Wanted): Effect.Effect<
   const mode = withOpen(syscalls, path, O_PATH, (fd) => Effect.map(syscalls.statx(fd), ({ mode }) => mode & S_IFMT))
   const found = Effect.flatMap(mode, (kind): Effect.Effect<Found, SyscallError> =>
     kind === S_IFREG
-      ? withOpen(syscalls, path, O_RDWR | O_NONBLOCK, (fd) => examine(syscalls, fd, wanted))
+      ? withOpen(syscalls, path, O_NONBLOCK, (fd) => examine(syscalls, fd, wanted)).pipe(
+        // To open a foreign file for writing can make a copy of it: that of a lower layer of an overlay.
+        Effect.tap((found) =>
+          found._tag === "Ours" ? withOpen(syscalls, path, O_RDWR | O_NONBLOCK, () => Effect.void) : Effect.void
+        )
+      )
       : Effect.succeed({ _tag: "Foreign", what: kinds.get(kind) ?? "no regular file" }))
   return Effect.catchAll(
     found,
@@ -238,6 +249,14 @@ const giveBack = (syscalls: Syscalls, file: TemporaryFile, path: string): Effect
 export const givenBack = (syscalls: Syscalls, file: TemporaryFile): Effect.Effect<boolean> =>
   file.takenFrom === undefined ? Effect.succeed(false) : giveBack(syscalls, file, file.takenFrom)
 
+const notTakenUp = (file: TemporaryFile, path: string, why: string) =>
+  Effect.annotateLogs(
+    Effect.logWarning(
+      `${path} is not taken up and not touched; this storage is new, and cannot be kept while that is there: ${why}`
+    ),
+    { path: file.path }
+  )
+
 /**
  * Takes the file at `path`, which has been looked at, in place of the empty one. The rename does it at once for this process alone: who
  * comes later finds nothing. Its label is what counts, and not that which was seen before.
@@ -253,7 +272,8 @@ const claim = (
     const renamed = yield* syscalls.rename(path, file.path).pipe(
       Effect.as(true),
       Effect.catchIf(is("ENOENT"), () => Effect.succeed(false)),
-      Effect.mapError(failed)
+      // A mount point, say: both are as they were.
+      Effect.catchAll((cause) => Effect.as(notTakenUp(file, path, cause.message), false))
     )
     if (!renamed) return undefined
     file.takenFrom = path
@@ -285,15 +305,13 @@ export const takeUp = (
   wanted: Wanted
 ): Effect.Effect<Label | undefined, CreateFailed | FileReplaced> =>
   Effect.gen(function*() {
-    const found = yield* Effect.mapError(
+    const found = yield* Effect.catchAll(
       look(syscalls, path, wanted),
-      (cause) => new CreateFailed({ step: "take up", path, cause })
+      (error) => Effect.succeed({ _tag: "Foreign" as const, what: error.message })
     )
     if (found._tag === "Nothing") return undefined
     if (found._tag === "Foreign") {
-      yield* Effect.logWarning(
-        `${path} was not kept by a storage and is not touched; this storage is new, and cannot be kept while that is there`
-      ).pipe(Effect.annotateLogs({ path: file.path, found: found.what }))
+      yield* notTakenUp(file, path, `it is ${found.what}`)
       return undefined
     }
     if (typeof found.label !== "string") return yield* claim(syscalls, file, path, wanted)
@@ -308,7 +326,8 @@ export const takeUp = (
 /** Where a storage is kept: `offset` is that of the unit which ends with the label, `unit` memory for it. */
 export interface Place {
   readonly path: string
-  readonly takenUp: boolean
+  /** Of the label of the file that was taken up. */
+  readonly mark: Uint8Array | undefined
   readonly offset: number
   readonly unit: Uint8Array
 }
@@ -344,12 +363,28 @@ export const erase = (
 export const checkFree = (syscalls: Syscalls, file: TemporaryFile, path: string): Effect.Effect<void, KeepFailed> =>
   look(syscalls, path).pipe(
     Effect.mapError((cause) => new KeepFailed({ path: file.path, keepAt: path, reason: "look", cause })),
-    Effect.flatMap(({ _tag }) =>
-      _tag === "Foreign"
-        ? Effect.fail(new KeepFailed({ path: file.path, keepAt: path, reason: "in the way" }))
+    Effect.flatMap((found) =>
+      found._tag === "Foreign"
+        ? Effect.fail(new KeepFailed({ path: file.path, keepAt: path, reason: "in the way", found: found.what }))
         : Effect.void
     )
   )
+
+/** The new name is on the disk after this. Where that fails, a power cut can bring back what was there before, or nothing. */
+const syncDirectory = (syscalls: Syscalls, path: string): Effect.Effect<void> => {
+  const { O_CLOEXEC, O_DIRECTORY } = syscalls.flags
+  return Effect.acquireUseRelease(
+    syscalls.open(path.slice(0, path.lastIndexOf("/") + 1), O_DIRECTORY | O_CLOEXEC),
+    syscalls.fdatasync,
+    (fd) => Effect.ignore(syscalls.close(fd))
+  ).pipe(
+    Effect.catchAll((error) =>
+      Effect.logWarning("a storage was kept, and its name may not survive a power cut", error).pipe(
+        Effect.annotateLogs({ path })
+      )
+    )
+  )
+}
 
 /** Syncs, labels, syncs and renames a file whose content changes no more. When a step fails the label is erased again. */
 export const keep = (
@@ -357,7 +392,8 @@ export const keep = (
   file: TemporaryFile,
   fd: number,
   place: Place,
-  size: number
+  size: number,
+  mark: Uint8Array
 ): Effect.Effect<void, KeepFailed> => {
   const { offset, path, unit } = place
   const failed = (reason: KeepFailed["reason"]) => (cause: SyscallError) =>
@@ -366,13 +402,14 @@ export const keep = (
     // It may have come while the content was synced.
     yield* checkFree(syscalls, file, path)
     const id = Uint8Array.from(yield* Effect.replicateEffect(Random.nextIntBetween(0, 256), idBytes))
-    const label = encode({ size, length: offset + unit.byteLength, unit: unit.byteLength, id })
+    const label = encode({ size, length: offset + unit.byteLength, unit: unit.byteLength, id, mark })
     yield* Effect.mapError(writeLabel(syscalls, fd, place, label), failed("label")).pipe(
       Effect.zipRight(Effect.mapError(syscalls.rename(file.path, path), failed("rename"))),
       Effect.onError(() => Effect.ignore(writeLabel(syscalls, fd, place, erased)))
     )
     file.linked = false
     file.kept = true
+    yield* syncDirectory(syscalls, path)
   })
   return Effect.mapError(syscalls.fdatasync(fd), failed("sync")).pipe(
     Effect.zipRight(Effect.uninterruptible(labelled)),

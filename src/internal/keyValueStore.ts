@@ -160,10 +160,8 @@ export const make = (
           const value = decode(bytes, name)
           if (value === "other") return Effect.succeedNone
           if (value === "invalid") {
-            return Effect.zipRight(
-              store.remove([hash]),
-              missing(key, "a block that is no entry of a key-value store was dropped")
-            )
+            // Not removed: the key may have been set meanwhile.
+            return missing(key, "a block that is no entry of a key-value store was found, and is no value")
           }
           return Effect.try({
             try: () => Option.some(use(value)),

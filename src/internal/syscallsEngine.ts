@@ -1,6 +1,7 @@
 /** The engine over `Syscalls`: one `pread` or `pwrite` after the other, in the fibre that asks. */
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
+import * as Exit from "effect/Exit"
 import * as Runtime from "effect/Runtime"
 import type { OperationError } from "../DiskStorageError.js"
 import { BufferBusy, IoFailed, StorageClosed } from "../DiskStorageError.js"
@@ -87,6 +88,16 @@ export const make = Effect.gen(function*() {
       return { operation, error, bytes: error === undefined ? length : error._tag === "IoFailed" ? error.bytesDone : 0 }
     })
 
+  const diedOf = (operation: Operation): Completion => {
+    const [offset, length] = operation.kind === "sync" ? [0, 0] : [operation.offset, operation.buffer.byteLength]
+    const { kind } = operation
+    return {
+      operation,
+      bytes: 0,
+      error: new IoFailed({ operation: kind, offset, length, bytesDone: 0, cause: undefined })
+    }
+  }
+
   const engine: IoEngine = {
     [TypeId]: TypeId,
     name: "pread/pwrite",
@@ -100,7 +111,10 @@ export const make = Effect.gen(function*() {
     sync: (file) => perform({ kind: "sync", file }),
     batch: (operations) => Effect.map(Effect.forEach(operations, complete, { concurrency: batchConcurrency }), results),
     unsafeSubmit: (operation, done) => {
-      Runtime.runCallback(runtime)(Effect.map(complete(operation), done))
+      // Whoever waits for `done` would wait for ever, if a call died.
+      Runtime.runCallback(runtime)(complete(operation), {
+        onExit: (exit) => done(Exit.isSuccess(exit) ? exit.value : diedOf(operation))
+      })
     }
   }
   return engine

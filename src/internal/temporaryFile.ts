@@ -495,7 +495,7 @@ export const prepare = (
       ? undefined
       : {
         path: keptPath,
-        takenUp: label !== undefined,
+        mark: label?.mark,
         offset: length,
         unit: (yield* AlignedBuffer.make(unit)).bytes
       }
@@ -516,7 +516,7 @@ export const prepare = (
       overwritesMayRunOutOfSpace: !allocated || overwritesMayRunOutOfSpace(type, nocow)
     }
     // Last, so that whatever fails before leaves it as it was.
-    if (place?.takenUp === true) yield* keptFile.erase(syscalls, file, fd, place)
+    if (place?.mark !== undefined) yield* keptFile.erase(syscalls, file, fd, place)
     yield* Effect.logDebug("disk storage acquired").pipe(
       Effect.annotateLogs({
         path,

@@ -156,14 +156,14 @@ describe("a block store that is kept", () => {
 })
 
 describe("an index", () => {
-  const geometry = { blockBytes, slots: 30, checksum: "xxh128" } as const
+  const geometry = { blockBytes, slots: 30, checksum: "xxh128", content: "a model" } as const
   const words = Int32Array.of(1, -2, 3, -4)
   const encoder = restart.encoder(geometry, 77n, 3)
   for (const place of [4, 2, 9]) encoder.put(BigInt(place) << 60n, place, place, words)
 
   it.effect("comes back as it was", () =>
     Effect.gen(function*() {
-      const found = yield* restart.decode(yield* encoder.bytes, geometry)
+      const found = yield* restart.decode(encoder.bytes, geometry, yield* restart.markOf(encoder.bytes))
       assert.strictEqual(found._tag, "Index")
       if (found._tag !== "Index") return
       assert.strictEqual(found.ended, 77n)
@@ -179,13 +179,19 @@ describe("an index", () => {
 
   it.effect("is of no use with any byte changed or missing", () =>
     Effect.gen(function*() {
-      const index = yield* encoder.bytes
+      const index = encoder.bytes
+      const mark = yield* restart.markOf(index)
+      const tagOf = (bytes: Uint8Array, of: restart.Geometry = geometry, as: Uint8Array = mark) =>
+        Effect.map(restart.decode(bytes, of, as), ({ _tag }) => _tag)
+      assert.strictEqual(yield* tagOf(index), "Index")
       for (let at = 0; at < index.byteLength; at++) {
         const torn = index.slice()
         torn[at] = (torn[at] ?? 0) ^ 0x10
-        assert.strictEqual((yield* restart.decode(torn, geometry))._tag, "Unusable", `byte ${at}`)
-        assert.strictEqual((yield* restart.decode(index.subarray(0, at), geometry))._tag, "Unusable", `cut at ${at}`)
+        assert.strictEqual(yield* tagOf(torn), "Unusable", `byte ${at}`)
+        assert.strictEqual(yield* tagOf(index.subarray(0, at)), "Unusable", `cut at ${at}`)
       }
+      assert.strictEqual(yield* tagOf(index, { ...geometry, content: "another" }), "Unusable")
+      assert.strictEqual(yield* tagOf(index, geometry, new Uint8Array(32)), "Unusable", "kept without a mark")
     }))
 
   it("fits behind as many blocks as there is room for, and no more would", () => {

@@ -289,7 +289,7 @@ class Full {
     this.capacity = capacity
     this.random = new PCGRandom(capacity)
     this.placed = new BigUint64Array(capacity)
-    this.index = new BlockIndex([capacity], 12_345, () => {})
+    this.index = new BlockIndex([capacity], () => {})
   }
 
   fill(): void {
