@@ -1,9 +1,10 @@
 /**
- * `npm run offload-a-model -- [TRACE] [--plot FILE] [--capacities N,N,…] [--requests N] [--conversations N]`: conversations with
- * shared prefixes against a `BlockStore`, for each capacity (in blocks) from the start, on a file of its own. TRACE is a file of
- * Mooncake's format; without one, requests are generated: see `workload`. Stop it with Ctrl-C at any moment.
+ * `npm run offload-a-model -- --help`: conversations with shared prefixes against a `BlockStore`, for each capacity (in blocks) from the
+ * start, on a file of its own. TRACE is a file of Mooncake's format; without one, requests are generated: see `workload`. Stop it with
+ * Ctrl-C at any moment.
  */
 import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
+import type { PlatformError } from "@effect/platform/Error"
 import { FileSystem } from "@effect/platform/FileSystem"
 import {
   BlockLayout,
@@ -15,14 +16,17 @@ import {
   ProcessRuntime
 } from "effect-disk-storage"
 import * as Cause from "effect/Cause"
+import * as Chunk from "effect/Chunk"
 import * as Console from "effect/Console"
+import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
+import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
-import * as Schema from "effect/Schema"
-import * as Stream from "effect/Stream"
-import { parseArgs } from "node:util"
+import * as Option from "effect/Option"
+import { dirname, resolve } from "node:path"
+import { help, parse, UsageError } from "./offload-a-model/arguments.js"
 import { type Replay, replay } from "./offload-a-model/replay.js"
-import { generate, mooncakePageSize, read, TraceError, workload } from "./offload-a-model/trace.js"
+import { generate, mooncakePageSize, read } from "./offload-a-model/trace.js"
 
 /** 8 layers with one KV head of 64 in fp16, 64 tokens a block: 128 KiB. */
 const generatedModel = { numLayers: 8, outerDim: 2, pageSize: 64, innerDim: 64, dtypeWidthBytes: 2 } as const
@@ -35,34 +39,7 @@ const mooncakeModel = {
   dtypeWidthBytes: 1
 } as const
 
-const defaultCapacities = "48,96,192,384"
 const mebibyte = 1024 * 1024
-
-const Positive = Schema.NumberFromString.pipe(Schema.int(), Schema.positive())
-const Arguments = Schema.Struct({
-  capacities: Schema.compose(Schema.split(","), Schema.NonEmptyArray(Positive)),
-  requests: Positive,
-  conversations: Positive,
-  plot: Schema.optional(Schema.NonEmptyString)
-})
-
-const readArguments = Effect.gen(function*() {
-  const { positionals, values } = yield* Effect.try({
-    try: () =>
-      parseArgs({
-        allowPositionals: true,
-        options: {
-          plot: { type: "string" },
-          capacities: { type: "string", default: defaultCapacities },
-          requests: { type: "string", default: "1000" },
-          conversations: { type: "string", default: String(workload.conversations) }
-        }
-      }),
-    catch: (error) => new TraceError({ message: String(error) })
-  })
-  const options = yield* Schema.decodeUnknown(Arguments)(values)
-  return { ...options, path: positionals[0] }
-})
 
 const percent = (part: number, whole: number) => `${(100 * part / Math.max(1, whole)).toFixed(1)} %`
 
@@ -87,12 +64,44 @@ const report = (result: Replay, blockBytes: number) => {
   ].join("\n"))
 }
 
+/** A plot has nowhere to go. */
+class PlotError extends Data.TaggedError("PlotError")<{ readonly message: string }> {}
+
+const cannotPlot = (path: string, why: string) =>
+  new PlotError({ message: `The plot ${path} cannot be written: ${why}.` })
+
+const reason = (error: PlatformError) => error.description ?? error.message
+
+/** Finds out before the replay, not after it. */
+const checkPlot = (path: string) =>
+  Effect.gen(function*() {
+    const fs = yield* FileSystem
+    const directory = dirname(resolve(path))
+    const typeOf = (path: string) => Effect.option(Effect.map(fs.stat(path), ({ type }) => type))
+    const [type, parent] = [yield* typeOf(path), yield* typeOf(directory)]
+    if (Option.contains(type, "Directory")) return yield* cannotPlot(path, "it is a directory")
+    if (Option.isNone(parent)) return yield* cannotPlot(path, `there is no directory ${directory}`)
+    if (!Option.contains(parent, "Directory")) return yield* cannotPlot(path, `${directory} is not a directory`)
+    // Made rather than asked for: access allows root to make files in /proc.
+    const made = Option.isSome(type)
+      ? fs.access(path, { writable: true })
+      : Effect.scoped(fs.makeTempDirectoryScoped({ directory }))
+    yield* Effect.mapError(made, (error) => cannotPlot(path, reason(error)))
+  })
+
 const program = Effect.gen(function*() {
-  const { capacities, conversations, path, plot, requests } = yield* readArguments
-  const model = path === undefined ? generatedModel : mooncakeModel
-  const generated = path === undefined ? generate(model.pageSize, conversations) : []
-  const trace = Stream.take(path === undefined ? Stream.fromIterable(generated) : read(path), requests)
-  const name = path ?? `${conversations} generated conversations`
+  const given = yield* parse(process.argv.slice(2))
+  if (given === "help") return yield* Console.log(help)
+  const { capacities, conversations, plot, trace } = given
+  if (plot !== undefined) yield* checkPlot(plot)
+
+  const model = trace === undefined ? generatedModel : mooncakeModel
+  const all = trace === undefined ? generate(model.pageSize, conversations) : yield* read(trace)
+  const requests = all.slice(0, given.requests)
+  const whole = trace ?? `${conversations} generated conversations`
+  const name = requests.length === all.length
+    ? whole
+    : `the first ${requests.length} of ${all.length} requests of ${whole}`
   const { blockPaddedBytes: blockBytes } = yield* BlockLayout.fullyContiguous({ ...model, numBlocks: 1 })
   yield* Console.log(`${name}; a block is ${model.pageSize} tokens, ${blockBytes / 1024} KiB`)
 
@@ -102,14 +111,17 @@ const program = Effect.gen(function*() {
       const options = yield* DiskStorageConfig.options({ blockBytes, size })
       const storage = yield* DiskStorage.make({ ...options, size })
       const store = yield* BlockStore.make([storage], { blockBytes })
-      return yield* Effect.provideService(replay(trace, model.pageSize), BlockStore.BlockStore, store)
+      return yield* Effect.provideService(replay(requests, model.pageSize), BlockStore.BlockStore, store)
     })).pipe(Effect.tap((result) => report(result, blockBytes))))
 
   if (plot !== undefined) {
     const { draw } = yield* Effect.promise(() => import("./offload-a-model/plot.js"))
     const fs = yield* FileSystem
     // Ctrl-C comes before it or after it: there is no half of a plot.
-    yield* Effect.uninterruptible(fs.writeFileString(plot, draw(results, name, blockBytes)))
+    yield* fs.writeFileString(plot, draw(results, name, blockBytes)).pipe(
+      Effect.mapError((error) => cannotPlot(plot, reason(error))),
+      Effect.uninterruptible
+    )
     yield* Console.log(`\nhit rate by capacity: ${plot}`)
   }
 })
@@ -125,8 +137,15 @@ const explain = (cause: Cause.Cause<unknown>) => {
   return Console.error(failures.join("\n") || Cause.pretty(cause))
 }
 
+/** 64 is EX_USAGE of sysexits.h. */
+const exitCode = (cause: Cause.Cause<unknown>) =>
+  Chunk.some(Cause.failures(cause), (failure) => failure instanceof UsageError) ? 64 : 1
+
 program.pipe(
   Effect.provide(Layer.merge(Linux.layer, NodeFileSystem.layer)),
   Effect.onError(explain),
-  ProcessRuntime.runMain({ disableErrorReporting: true })
+  ProcessRuntime.runMain({
+    disableErrorReporting: true,
+    teardown: (exit, onExit) => onExit(Exit.match(exit, { onSuccess: () => 0, onFailure: exitCode }))
+  })
 )

@@ -214,7 +214,7 @@ export interface BlockStore {
 
   /**
    * Writes what is not there yet, in any order, straight from the buffers, and tells of each block what became of it. A hash that is
-   * there already, twice in the batch, or just being written by another batch, is written once. A full store evicts blocks of the same
+   * there already, twice in the batch, or just being written by another batch (but for `replace`), is written once. A full store evicts blocks of the same
    * or a lower priority, the lowest and least recently used first. `replace: true` writes every block, past the `OffloadFilter`, and
    * puts it in the place of an older one when all of it is written.
    */
@@ -265,7 +265,7 @@ export interface BlockStore {
   readonly remove: (hashes: ReadonlyArray<SequenceHash>) => Effect.Effect<number>
   /** Removes every block. One that is being written or offloaded meanwhile may come after it. */
   readonly reset: Effect.Effect<void>
-  /** Every hash that is there, in no order. */
+  /** Every hash that is there from the beginning to the end of the call, once, in no order; and some of those that come or go meanwhile. */
   readonly hashes: Effect.Effect<ReadonlyArray<SequenceHash>>
   readonly stats: Effect.Effect<Stats>
   /** What happens from the subscription on; ends with the store. A subscriber who is slow holds nothing up. */
@@ -282,7 +282,10 @@ export const BlockStore: Context.Tag<BlockStore, BlockStore> = Context.GenericTa
 
 /**
  * A store over `storages`, which must outlive its Scope and which nobody else writes to. Its end waits for the batches in flight.
- * Fails with `InvalidOption` for a bad option, and when a storage is too small for one block.
+ * Fails with `InvalidOption` for a bad option, when a storage is too small for one block, and when another store uses it.
+ *
+ * Storages with `keepAt` hold fewer blocks, since the index lies behind them. The end of the store keeps them, and with that closes them; blocks
+ * that the next one takes up are no events.
  *
  * @example
  * ```ts
@@ -341,7 +344,10 @@ export const layerConfig = (
     readonly size?: number | undefined
     /** Default: the one of `DYN_KVBM_DISK_CACHE_DIR`. */
     readonly directories?: readonly [string, ...ReadonlyArray<string>] | undefined
-    /** Where the blocks are kept over a restart, in place of a directory; a little more than the size, for their index. */
+    /**
+     * Where the blocks are kept over a restart, in place of every directory; the file is a little larger than the size, for their index. Say
+     * what they are of with `content`.
+     */
     readonly keepAt?: string | undefined
   }
 ): Layer.Layer<BlockStore, AcquireError | ConfigError.ConfigError, Syscalls | IoEngine> =>

@@ -1,6 +1,6 @@
 /**
  * A preallocated, direct-I/O temp file with a lifetime: acquired in a Scope, unlinked and closed when the Scope ends, whatever
- * happens in between.
+ * happens in between; or kept for the next one, where that is asked for.
  *
  * @since 0.1.0
  */
@@ -87,7 +87,8 @@ export interface DiskStorageOptions {
    * Path at which `keep` leaves the file, and at which a file that a storage of the same `size` has kept is taken up. `directory` is that
    * of this path. Until it is kept the file has a name of its own, and is gone at release: what is taken up can be taken up once, and
    * there is nothing to take up after a crash. Who of two processes is second gets a new file. What is at the path and was not kept by a
-   * storage is not touched: a warning tells of it. What was kept and does not fit is removed, with a warning.
+   * storage, or cannot be read or renamed by this process, is not touched: a warning tells of it. What was kept and does not fit is
+   * removed, with a warning.
    */
   readonly keepAt?: string | undefined
 }
@@ -316,8 +317,8 @@ export interface DiskStorage {
    * Keeps the file at `keepAt` for the next storage that is made with that, in place of unlinking it at release: syncs it, labels it
    * and gives it that name in one step. It is for the end of a storage: it waits for what is in flight, releases the registrations,
    * and everything but `close`, `unlinked` and `keep` itself fails with `StorageClosed` afterwards, since what is kept must not change.
-   * When it fails the file is unlinked at release, unless `keep` is called again and succeeds; where an option is missing or something is
-   * in the way, the storage can be used as before. Not for the inside of `withFd`: it would wait for itself.
+   * When it fails the file is unlinked at release, unless `keep` is called again and succeeds; where an option is missing, or something was
+   * in the way from the beginning, the storage can be used as before. Not for the inside of `withFd`: it would wait for itself.
    */
   readonly keep: Effect.Effect<void, KeepFailed | StorageClosed>
   /**

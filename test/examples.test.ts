@@ -1,10 +1,15 @@
 /** The examples run, say what they should, and leave nothing. */
+import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
 import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import { spawnSync } from "node:child_process"
 import { mkdtempSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
+import { parse } from "../examples/offload-a-model/arguments.js"
+import { exampleLine, read } from "../examples/offload-a-model/trace.js"
 
 const root = fileURLToPath(new URL("..", import.meta.url))
 
@@ -125,27 +130,156 @@ describe("examples", { timeout: 120_000 }, () => {
       })
     })
 
-    it.each([
-      ["{\"timestamp\": 0", "JSON"],
-      [JSON.stringify({ timestamp: 0, input_length: 5, hash_ids: [0] }), "output_length"],
-      [row(1300, 0, 1), "3 hash_ids, since input_length is 1300"],
-      [row(10, -1), "-1"]
-    ])("names the line that is malformed: %s", (line, expected) => {
+    it("replays a trace in the order of its timestamps, and says where it stops", () => {
       withFiles((directory) => {
         const trace = join(directory, "trace.jsonl")
-        writeFileSync(trace, `${row(512, 0)}\n${line}\n`)
-        const { status, stderr } = run("offload-a-model", {}, trace, "--capacities", "8")
-        assert.strictEqual(status, 1)
-        assert.include(stderr, `${trace}, line 2:`)
-        assert.include(stderr, expected)
-        assert.notMatch(stderr, /\n\s+at /)
+        const at = (timestamp: number, ...hash_ids: ReadonlyArray<number>) =>
+          JSON.stringify({ timestamp, input_length: 512, output_length: 1, hash_ids })
+        writeFileSync(trace, [at(2, 8), at(1, 7), at(1, 9), at(0, 7)].join("\n"))
+        const { status, stderr, stdout } = run("offload-a-model", {}, trace, "--capacities", "8", "--requests", "2")
+        assert.strictEqual(status, 0, stderr)
+        assert.include(stdout, `the first 2 of 4 requests of ${trace}; a block is 512 tokens`)
+        // Both are of block 7: in the order of the lines nothing would be found.
+        assert.include(stdout, "requests  2, of 2 blocks")
+        assert.include(stdout, "stored 1, duplicates 0, hits 1,")
       })
     })
 
-    it("names a bad argument", () => {
-      const { status, stderr } = run("offload-a-model", {}, "--capacities", "8,none")
+    const reading = (path: string) =>
+      Effect.runPromise(
+        read(path).pipe(
+          Effect.match({ onFailure: ({ message }) => message, onSuccess: (requests) => requests.length }),
+          Effect.provide(NodeFileSystem.layer)
+        )
+      )
+    const such = `a request is such as ${exampleLine}`
+
+    /** What is said of `line`, as the third of a file. */
+    const said = async (line: string) => {
+      const directory = mkdtempSync(join(tmpdir(), "effect-disk-storage-trace-"))
+      try {
+        const trace = join(directory, "trace.jsonl")
+        writeFileSync(trace, `${row(512, 0)}\n\n${line}\n`)
+        return String(await reading(trace)).replace(`${trace}, line 3: `, "line 3: ")
+      } finally {
+        rmSync(directory, { recursive: true })
+      }
+    }
+
+    it.each([
+      ["[5]", `it is [5]; ${such}`],
+      [JSON.stringify({ timestamp: 0, input_length: 5, hash_ids: [0] }), `output_length is missing; ${such}`],
+      [
+        row(1300, 0, 1),
+        "there must be 3 hash_ids, since input_length is 1300 and a block has 512 tokens; there are 2"
+      ],
+      [row(10, -1), "hash_ids[0] is -1, and not a whole number from 0 to 9007199254740991"],
+      [row(10).replace("[]", "\"0\""), "hash_ids is \"0\", and not a list of whole numbers"],
+      [
+        row(512, 0).replace("\"timestamp\":0", "\"timestamp\":\"noon\""),
+        "timestamp is \"noon\", and not a number from 0"
+      ]
+    ])("says in a sentence what is wrong with a line: %s", async (line, expected) => {
+      assert.strictEqual(await said(line), `line 3: ${expected}`)
+    })
+
+    it.each(["{\"timestamp\": 0", "\u001b[31m"])("says what is not JSON, printably: %j", async (line) => {
+      const message = await said(line)
+      assert.isTrue(message.startsWith("line 3: it is not JSON ("), message)
+      assert.isTrue(message.endsWith(`); ${such}`), message)
+      assert.notMatch(message, /\p{Cc}/u)
+    })
+
+    it("names a trace that cannot be read", async () => {
+      assert.strictEqual(await reading("/proc"), "/proc is a directory; a TRACE is a file of Mooncake's format.")
+      assert.strictEqual(await reading("/nonexistent/trace"), "There is no file /nonexistent/trace.")
+      assert.strictEqual(await reading("/dev/null"), `/dev/null is empty; ${such}, on a line of its own`)
+      assert.match(String(await reading("/proc/self/mem")), /^\/proc\/self\/mem cannot be read: EIO/)
+    })
+
+    it("ends with 1 and a sentence for a bad trace, before anything is replayed", () => {
+      withFiles((directory) => {
+        const trace = join(directory, "trace.jsonl")
+        writeFileSync(trace, `${row(512, 0)}\n${row(10, -1)}\n`)
+        const { status, stderr, stdout } = run("offload-a-model", {}, trace, "--capacities", "8")
+        assert.strictEqual(status, 1)
+        assert.strictEqual(
+          stderr,
+          `${trace}, line 2: hash_ids[0] is -1, and not a whole number from 0 to 9007199254740991\n`
+        )
+        assert.strictEqual(stdout, "")
+      })
+    })
+
+    const capacities = "--capacities takes whole numbers from 1 to 1000000000, such as 48,96,192:"
+    const requests = "--requests takes a whole number from 1 to 1000000000, such as 500:"
+    const conversations = "--conversations takes a whole number from 1 to 10000, such as 24:"
+    const plot = "--plot takes the name of a file to write, such as hit-rate.svg:"
+
+    it.each([
+      [["--capacities", "x"], `${capacities} "x"`],
+      [["--capacities", "8,none"], `${capacities} "none" in "8,none"`],
+      [["--capacities", "8,"], `${capacities} "" in "8,"`],
+      [["--capacities="], `${capacities} ""`],
+      [["--capacities"], `${capacities} nothing follows it`],
+      [["--capacities", "8,9007199254740991"], `${capacities} "9007199254740991" in "8,9007199254740991"`],
+      [["--requests", "0"], `${requests} "0"`],
+      [["--requests", "-5"], `${requests} "-5"`],
+      [["--requests", "1.5"], `${requests} "1.5"`],
+      [["--conversations", "1e3"], `${conversations} "1e3"`],
+      [["--conversations", "20000"], `${conversations} "20000"`],
+      [["--plot", ""], `${plot} ""`],
+      [["--plot", "--requests", "5"], `${plot} --requests follows it`],
+      [["--requests", "5", "--requests", "6"], "--requests is taken once; it is given twice."],
+      [["one", "two"], "One TRACE is taken, and there are 2: \"one\" \"two\""],
+      [[""], "TRACE takes the name of a file, such as trace.jsonl: \"\""],
+      [
+        ["one", "--conversations", "2"],
+        "--conversations is for requests that are generated; those of \"one\" are replayed."
+      ],
+      [["--bogus"], "There is no option --bogus; --help lists those there are."],
+      [["-x"], "There is no option -x; --help lists those there are."],
+      [["--help=me"], "--help takes no value: \"me\""]
+    ])("says in a sentence what is wrong with %j", (args, expected) => {
+      assert.deepStrictEqual(Either.mapLeft(parse(args), ({ message }) => message), Either.left(expected))
+    })
+
+    it("takes what is right", () => {
+      const defaults = {
+        trace: undefined,
+        capacities: [48, 96, 192, 384],
+        requests: Infinity,
+        conversations: 24,
+        plot: undefined
+      } as const
+      assert.deepStrictEqual(parse([]), Either.right(defaults))
+      assert.deepStrictEqual(
+        parse(["--capacities", "8, 32", "--requests=5", "trace.jsonl", "--plot", "out.svg"]),
+        Either.right({ ...defaults, trace: "trace.jsonl", capacities: [8, 32] as const, requests: 5, plot: "out.svg" })
+      )
+      assert.deepStrictEqual(parse(["--bogus", "-h"]), Either.right("help"))
+    })
+
+    it("ends with 64 for a bad argument, and helps with 0", () => {
+      const bad = run("offload-a-model", {}, "--capacities", "8,none")
+      assert.deepStrictEqual([bad.status, bad.stderr, bad.stdout], [64, `${capacities} "none" in "8,none"\n`, ""])
+      const { status, stderr, stdout } = run("offload-a-model", {}, "--help")
+      assert.deepStrictEqual([status, stderr], [0, ""])
+      for (const name of ["TRACE", "--capacities", "--requests", "--conversations", "--plot", "--help"]) {
+        assert.match(stdout, new RegExp(`^ +(-h, )?${name} `, "m"))
+      }
+    })
+
+    it.each([
+      ["/nonexistent/hit-rate.svg", "there is no directory /nonexistent"],
+      ["/proc/hit-rate.svg", "ENOENT"],
+      ["/proc", "it is a directory"]
+    ])("refuses to plot to %s before anything is replayed", (path, why) => {
+      const { status, stderr, stdout } = run("offload-a-model", {}, "--plot", path)
       assert.strictEqual(status, 1)
-      assert.include(stderr, "none")
+      assert.isTrue(stderr.startsWith(`The plot ${path} cannot be written: ${why}`), stderr)
+      assert.notMatch(stderr, /\n./)
+      assert.strictEqual(stdout, "")
     })
   })
 })

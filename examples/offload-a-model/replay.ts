@@ -3,7 +3,6 @@ import { AlignedBuffer, BlockStore, type DiskStorageError } from "effect-disk-st
 import * as Clock from "effect/Clock"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
-import * as Stream from "effect/Stream"
 import type { Request } from "./trace.js"
 
 /** Blocks that are transferred by one call, each with a buffer of its own: all the memory that a replay takes. */
@@ -50,8 +49,8 @@ const firstFailure = <E>(failures: ReadonlyArray<{ readonly error: E }>): Effect
 
 export type ReplayError = WrongBytes | DiskStorageError.OnboardError | DiskStorageError.OffloadError
 
-/** Replays all requests, one after the other, in the order of their times but without the time between them. */
-export const replay = <E, R>(requests: Stream.Stream<Request, E, R>, pageSize: number) =>
+/** Replays requests one after the other, in the order in which they are given: without the time between them. */
+export const replay = (requests: ReadonlyArray<Request>, pageSize: number) =>
   Effect.gen(function*() {
     const store = yield* BlockStore.BlockStore
     const buffers = yield* Effect.replicateEffect(AlignedBuffer.make(store.blockBytes), batchBlocks)
@@ -79,7 +78,7 @@ export const replay = <E, R>(requests: Stream.Stream<Request, E, R>, pageSize: n
         yield* firstFailure(results.failures)
       })
 
-    yield* Stream.runForEach(requests, ({ hashes, promptBlocks, promptTokens }) =>
+    yield* Effect.forEach(requests, ({ hashes, promptBlocks, promptTokens }) =>
       Effect.gen(function*() {
         const prompt = hashes.slice(0, promptBlocks)
         // Cheap, and told to a router; what is to be read is leased, so that no other request evicts it meanwhile.
@@ -98,7 +97,7 @@ export const replay = <E, R>(requests: Stream.Stream<Request, E, R>, pageSize: n
         count.promptTokens += promptTokens
         count.hitBlocks += found
         count.hitTokens += Math.min(found * pageSize, promptTokens)
-      }))
+      }), { discard: true })
     const stats = yield* store.stats
     return { ...count, offloaded: stats.stored, capacity: store.capacity, onboardMillis, offloadMillis, stats }
   })

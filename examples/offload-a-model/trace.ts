@@ -4,11 +4,15 @@ import { FileSystem } from "@effect/platform/FileSystem"
 import type { BlockStore } from "effect-disk-storage"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
+import * as ParseResult from "effect/ParseResult"
 import * as Schema from "effect/Schema"
 import * as Stream from "effect/Stream"
 import { createHash } from "node:crypto"
+import { printable } from "./quote.js"
 
 export interface Request {
+  /** When it came: requests are replayed in that order. */
+  readonly at: number
   /** Tokens that the prompt has, a last part of a block included. */
   readonly promptTokens: number
   /** The first of `hashes` are the prompt's; what follows is known only after the answer. */
@@ -79,7 +83,7 @@ export const generate = (pageSize: number, conversations: number = workload.conv
     return (prompts.find(({ weight }) => (left -= weight) < 0) ?? prompts[0])?.tokens ?? []
   }
 
-  const requests: Array<Request & { readonly at: number }> = []
+  const requests: Array<Request> = []
   let begin = 0
   for (let conversation = 0; conversation < conversations; conversation++) {
     begin += exponential(workload.arrival)
@@ -109,41 +113,102 @@ export const generate = (pageSize: number, conversations: number = workload.conv
 /** The blocks of Mooncake's traces: 512 tokens, the last of a prompt maybe fewer. */
 export const mooncakePageSize = 512
 
-const Count = Schema.NonNegativeInt
+/** A line of a trace. */
+export const exampleLine = `{"timestamp": 0, "input_length": 1300, "output_length": 52, "hash_ids": [0, 1, 2]}`
+
+const shown = (value: unknown) => printable(JSON.stringify(value) ?? String(value))
+
+const aRequest = `a request is such as ${exampleLine}`
+
+const Count = Schema.NonNegativeInt.annotations({
+  message: ({ actual }) => ({
+    message: `is ${shown(actual)}, and not a whole number from 0 to ${Number.MAX_SAFE_INTEGER}`,
+    override: true
+  })
+})
 
 /**
  * A line of the traces that came with Mooncake (FAST '25): https://github.com/kvcache-ai/Mooncake, `FAST25-release/traces`. Two
- * requests have an id in common where all tokens up to the end of that block are the same.
+ * requests have an id in common where all tokens up to the end of that block are the same. The timestamp is when the request came,
+ * in milliseconds; several may have come at once.
  */
 const Row = Schema.Struct({
-  timestamp: Schema.NonNegative,
+  timestamp: Schema.NonNegative.annotations({
+    message: ({ actual }) => ({ message: `is ${shown(actual)}, and not a number from 0`, override: true })
+  }),
   input_length: Count,
   output_length: Count,
-  hash_ids: Schema.Array(Count)
-}).pipe(Schema.filter(({ hash_ids, input_length }) => {
-  const blocks = Math.ceil(input_length / mooncakePageSize)
-  return hash_ids.length === blocks ||
-    `${blocks} hash_ids, since input_length is ${input_length} and a block has ${mooncakePageSize} tokens; they are ${hash_ids.length}`
-}))
+  hash_ids: Schema.Array(Count).annotations({
+    message: ({ actual }) => `is ${shown(actual)}, and not a list of whole numbers`
+  })
+}).annotations({ message: ({ actual }) => `it is ${shown(actual)}; ${aRequest}` }).pipe(
+  Schema.filter(({ hash_ids, input_length }) => {
+    const blocks = Math.ceil(input_length / mooncakePageSize)
+    return hash_ids.length === blocks ||
+      `there must be ${blocks} hash_ids, since input_length is ${input_length} and a block has ${mooncakePageSize} tokens; there are ${hash_ids.length}`
+  })
+)
 
-const decodeRow = Schema.decode(Schema.parseJson(Row))
+const decodeJson = Schema.decode(Schema.parseJson())
+const decodeRow = Schema.decodeUnknown(Row)
 
-/** The requests of a file in Mooncake's format, a line at a time. */
-export const read = (path: string): Stream.Stream<Request, TraceError | PlatformError, FileSystem> =>
-  Stream.unwrap(Effect.map(FileSystem, (fs) => fs.stream(path))).pipe(
-    Stream.decodeText(),
-    Stream.splitLines,
+/** The first thing that is wrong, in a sentence. */
+const sentence = ({ issue }: ParseResult.ParseError) => {
+  const [first] = ParseResult.ArrayFormatter.formatIssueSync(issue)
+  if (first === undefined) return aRequest
+  const [field, index] = first.path
+  if (field === undefined) return first.message
+  const place = index === undefined ? String(field) : `${String(field)}[${String(index)}]`
+  return `${place} ${first._tag === "Missing" ? `is missing; ${aRequest}` : first.message}`
+}
+
+const decodeLine = (line: string) =>
+  Effect.gen(function*() {
+    const json = yield* Effect.mapError(
+      decodeJson(line),
+      (error) => `it is not JSON (${printable(sentence(error))}); ${aRequest}`
+    )
+    return yield* Effect.mapError(decodeRow(json), sentence)
+  })
+
+/** What the filesystem says, with the path, and without where in the code it was said. */
+const unreadable = (path: string) => (error: PlatformError) =>
+  new TraceError({
+    message: error._tag === "SystemError" && error.reason === "NotFound"
+      ? `There is no file ${path}.`
+      : `${path} cannot be read: ${error.description ?? error.message}`
+  })
+
+const lines = (path: string) =>
+  Stream.unwrap(Effect.gen(function*() {
+    const fs = yield* FileSystem
+    const { type } = yield* Effect.mapError(fs.stat(path), unreadable(path))
+    if (type === "Directory") {
+      return yield* new TraceError({ message: `${path} is a directory; a TRACE is a file of Mooncake's format.` })
+    }
+    return Stream.mapError(fs.stream(path), unreadable(path))
+  })).pipe(Stream.decodeText(), Stream.splitLines)
+
+/** All requests of a file in Mooncake's format, in the order of their times; those of the same time in that of the file. */
+export const read = (path: string): Effect.Effect<ReadonlyArray<Request>, TraceError, FileSystem> =>
+  lines(path).pipe(
     Stream.zipWithIndex,
     Stream.filter(([line]) => line.trim() !== ""),
     Stream.mapEffect(([line, index]) =>
       Effect.mapError(
-        decodeRow(line),
-        (error) => new TraceError({ message: `${path}, line ${index + 1}: ${error.message}` })
+        decodeLine(line),
+        (what) => new TraceError({ message: `${path}, line ${index + 1}: ${what}` })
       )
     ),
-    Stream.map(({ hash_ids, input_length }) => {
+    Stream.map(({ hash_ids, input_length, timestamp }) => {
       const hashes: Array<bigint> = []
       for (const id of hash_ids) hashes.push(chain(hashes.at(-1) ?? 0n, Buffer.from(String(id))))
-      return { promptTokens: input_length, promptBlocks: hashes.length, hashes }
-    })
+      return { at: timestamp, promptTokens: input_length, promptBlocks: hashes.length, hashes }
+    }),
+    Stream.runCollect,
+    Effect.map((requests) => Array.from(requests).sort((one, other) => one.at - other.at)),
+    Effect.filterOrFail(
+      (requests) => requests.length > 0,
+      () => new TraceError({ message: `${path} is empty; ${aRequest}, on a line of its own` })
+    )
   )
