@@ -22,10 +22,13 @@ const nothing = () => {}
 
 export class Batch {
   stopped = false
+  /** Whether the gate has it in its line. */
+  inLine = false
   private readonly gate: Gate
   private readonly count: number
   private begin: Begin
   private next = 0
+  private readonly anew: Array<number> = []
   private open = 0
   private exit: Exit.Exit<void> = Exit.void
   private readonly over = Deferred.unsafeMake<void>(FiberId.none)
@@ -42,13 +45,13 @@ export class Batch {
   }
 
   get hasMore(): boolean {
-    return this.next < this.count
+    return this.next < this.count || this.anew.length > 0
   }
 
   beginNext(): void {
     this.open += 1
     try {
-      this.begin(this.next++, this)
+      this.begin(this.anew.pop() ?? this.next++, this)
     } catch (defect) {
       this.die(defect)
       this.landed()
@@ -61,6 +64,17 @@ export class Batch {
     this.gate.give()
   }
 
+  /** In place of both: it is begun anew in its turn, since its slot is worth nothing any more. */
+  again(index: number): void {
+    this.open -= 1
+    if (!this.stopped) {
+      this.anew.push(index)
+      this.gate.enter(this)
+    }
+    this.gate.give()
+    this.settle()
+  }
+
   ended(): void {
     this.open -= 1
     this.settle()
@@ -71,6 +85,7 @@ export class Batch {
     if (this.hasMore) this.gate.left()
     this.stopped = true
     this.next = this.count
+    this.anew.length = 0
     // It may stand in line for long, and must not keep its buffers meanwhile.
     this.begin = nothing
     this.settle()
@@ -108,7 +123,7 @@ export class Gate {
       Effect.suspend(() => {
         if (count === 0) return Effect.void
         const batch = new Batch(this, count, begin)
-        MutableList.append(this.waiting, batch)
+        this.enter(batch)
         this.admit()
         return Effect.onInterrupt(restore(batch.await), () => {
           batch.stop()
@@ -116,6 +131,12 @@ export class Gate {
         })
       })
     )
+  }
+
+  enter(batch: Batch): void {
+    if (batch.inLine) return
+    batch.inLine = true
+    MutableList.append(this.waiting, batch)
   }
 
   give(): void {
@@ -147,10 +168,11 @@ export class Gate {
         })
         break
       }
+      batch.inLine = false
       if (!batch.hasMore) continue
       this.taken += 1
       batch.beginNext()
-      if (batch.hasMore) MutableList.append(this.waiting, batch)
+      if (batch.hasMore) this.enter(batch)
     }
     this.admitting = false
   }

@@ -455,16 +455,18 @@ export const make = (
       Effect.suspend(() => {
         const left: Array<{ readonly place: number; readonly other: Writing }> = []
         /** Looks at the caller's block once: what becomes of it later changes nothing. */
-        const begin = (place: number, batch: Batch): void => {
+        const begin = (number: number, batch: Batch): void => {
+          const place = todo[number] ?? -1
           const block = blocks[place]
           if (block === undefined) throw new RangeError(`there is no block ${place}`)
           const error = refused(block)
-          if (error === undefined) return put(place, block.hash, block.data, block.priority ?? 0, batch)
+          if (error === undefined) return put(number, place, block.hash, block.data, block.priority ?? 0, batch)
           outcomes[place] = Either.left(() => error)
           batch.landed()
           batch.ended()
         }
         const put = (
+          number: number,
           place: number,
           hash: bigint,
           data: AlignedBuffer.AlignedBuffer,
@@ -513,8 +515,8 @@ export const make = (
             if (!replace) writing.delete(hash)
             entry.ended = true
             if (entry.waiters !== undefined) { for (const waiter of entry.waiters) waiter() }
-            // Its storage was taken out: there may be another, unless nobody waits for it.
-            if (outcome === undefined && !batch.stopped) put(place, hash, data, priority, batch)
+            // Its storage was taken out: there may be another.
+            if (outcome === undefined) batch.again(number)
             else end(outcome)
           }
           transfer(batch, "write", slot, data, (failed) => {
@@ -526,7 +528,7 @@ export const make = (
             partEnded()
           })
         }
-        return Effect.as(gate.run(todo.length, (number, batch) => begin(todo[number] ?? -1, batch)), left)
+        return Effect.as(gate.run(todo.length, begin), left)
       })
 
     const ended = (other: Writing): Effect.Effect<void> =>
@@ -586,6 +588,7 @@ export const make = (
       const end = (outcome: typeof outcomes[number], landed: boolean) => {
         // Before the next block is begun, which may need the slot.
         index.unpin(slot)
+        if (index.isRetired(slot)) shrink()
         outcomes[place] = outcome
         if (landed) batch.landed()
         batch.ended()
@@ -597,8 +600,7 @@ export const make = (
             index.drop(slot, true)
             failedOn("read", slot, error)
           }
-          end(Either.left(() => error), true)
-          return shrink()
+          return end(Either.left(() => error), true)
         }
         failures.read[index.storageOf(slot)] = 0
         if (checker === undefined) return end(complete, true)
@@ -618,7 +620,6 @@ export const make = (
           if (index.isReady(slot) && events.wanted) events.push({ _tag: "Corrupted", hash })
           index.drop(slot, true)
           end(Either.left(() => new BlockCorrupted({ hash, path, offset, checksum })), !ahead)
-          shrink()
         })
       })
     }
