@@ -7,9 +7,9 @@ import * as Chunk from "effect/Chunk"
 import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
+import * as Mailbox from "effect/Mailbox"
 import * as Queue from "effect/Queue"
 import type * as Scope from "effect/Scope"
-import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
 import * as AlignedBuffer from "../AlignedBuffer.js"
 import type {
@@ -657,21 +657,24 @@ export const make = (
       stream: Stream.Stream<A, E, R>,
       move: (group: ReadonlyArray<A>) => Effect.Effect<ReadonlyArray<B>>
     ): Stream.Stream<B, E, R> =>
-      Stream.either(stream).pipe(
-        Stream.aggregate(Sink.collectAllN<Either.Either<A, E>>(gate.permits)),
-        Stream.mapEffect((group) => {
-          const [failures, some] = Arr.separate(group)
-          return Effect.map(move(some), (moved) =>
-            Chunk.unsafeFromArray<Either.Either<B, E>>([
-              ...moved.map((one) =>
-                Either.right(one)
-              ),
-              ...failures.map((error) => Either.left(error))
-            ]))
-        }, { concurrency: groupsInFlight }),
-        Stream.flattenChunks,
-        Stream.mapEffect((one) => one)
-      )
+      Stream.unwrapScoped(Effect.map(Mailbox.fromStream(Stream.either(stream), { capacity: gate.permits }), (come) =>
+        Mailbox.toStream(come).pipe(
+          Stream.chunks,
+          Stream.mapEffect((group) => {
+            const [failures, some] = Arr.separate(group)
+            return Effect.map(move(some), (moved) =>
+              Chunk.unsafeFromArray<Either.Either<B, E>>([
+                ...moved.map((one) =>
+                  Either.right(one)
+                ),
+                ...failures.map((error) =>
+                  Either.left(error)
+                )
+              ]))
+          }, { concurrency: groupsInFlight }),
+          Stream.flattenChunks,
+          Stream.mapEffect((one) => one)
+        )))
 
     const offloadStream: BlockStore["offloadStream"] = (blocks) =>
       inGroups(blocks, (group) =>
@@ -690,7 +693,9 @@ export const make = (
           let place = 0
           return Arr.zipWith(group, targets, (hash, target) => ({
             hash,
-            result: Either.flatMap(target, ({ into }) => Either.map(results.get(place++), () => into))
+            result: Either.flatMap(target, ({ into }) =>
+              Either.map(results.get(place++), () =>
+                into))
           }))
         }))
 
