@@ -18,40 +18,33 @@ import * as BlockStore from "../../src/BlockStore.js"
 import * as DiskMetrics from "../../src/DiskMetrics.js"
 import type * as DiskStorage from "../../src/DiskStorage.js"
 import type { TransferError } from "../../src/DiskStorageError.js"
-import { IoFailed } from "../../src/DiskStorageError.js"
 import * as IoEngine from "../../src/IoEngine.js"
 import * as OffloadFilter from "../../src/OffloadFilter.js"
 import * as SimulatedSyscalls from "../../src/SimulatedSyscalls.js"
-import { assertSettled, blank, block, fill, page, silent, simulated, storage, versionOf } from "./blocks.js"
-
-const numbers = (length: number): ReadonlyArray<number> => Array.from({ length }, (_, index) => index)
+import {
+  assertSettled,
+  blank,
+  block,
+  blocks,
+  fill,
+  hashes,
+  ioFailed,
+  numbers,
+  offload,
+  onboard,
+  page,
+  recorded,
+  silent,
+  simulated,
+  storage,
+  told,
+  turns,
+  until,
+  versionOf
+} from "./blocks.js"
 
 const make = (blocks: number, options: Partial<BlockStore.BlockStoreOptions> = {}) =>
   Effect.flatMap(storage(blocks), (storage) => BlockStore.make([storage], { blockBytes: page, ...options }))
-
-const blocks = (hashes: ReadonlyArray<number>, version = 0) => Effect.forEach(hashes, (hash) => block(hash, version))
-
-const told = <A, E extends { readonly _tag: string }>(results: IoEngine.Results<E, A>): ReadonlyArray<string> =>
-  numbers(results.length).map((index) =>
-    Either.match(results.get(index), { onLeft: ({ _tag }) => _tag, onRight: String })
-  )
-
-const offload = (store: BlockStore.BlockStore, hashes: ReadonlyArray<number>, version = 0) =>
-  Effect.flatMap(blocks(hashes, version), (blocks) => Effect.map(store.offload(blocks), told))
-
-/** The version that is read of a hash, or why none. */
-const onboard = (store: BlockStore.BlockStore, hash: number) =>
-  Effect.gen(function*() {
-    const into = yield* blank(page)
-    const result = (yield* store.onboard([{ hash: BigInt(hash), into }])).get(0)
-    return Either.isRight(result) ? versionOf(into.bytes, hash, "onboard") : result.left._tag
-  })
-
-const hashes = (store: BlockStore.BlockStore) =>
-  Effect.map(store.hashes, (hashes) => hashes.map(Number).sort((a, b) => a - b))
-
-const ioFailed = (operation: "read" | "write") =>
-  new IoFailed({ operation, offset: 0, length: page, bytesDone: 0, cause: undefined })
 
 /** The storage with transfers that go through the test. */
 const tampered = (
@@ -71,28 +64,6 @@ const tampered = (
     })
   }
 })
-
-/** Events as they come, from before this effect ends. */
-const recorded = (store: BlockStore.BlockStore) =>
-  Effect.gen(function*() {
-    const events: Array<string> = []
-    const fiber = yield* Effect.forkScoped(Stream.runForEach(store.events, (event) =>
-      Effect.sync(() => {
-        events.push(
-          event._tag === "Missed"
-            ? `Missed ${event.events}`
-            : `${event._tag} ${event.hash}${event._tag === "Removed" ? ` ${event.reason}` : ""}`
-        )
-      })))
-    yield* turns(5)
-    return { events, fiber }
-  })
-
-const turn = Effect.async<void>((resume) => void setImmediate(() => resume(Effect.void)))
-const turns = (count: number) => Effect.forEach(numbers(count), () => turn, { discard: true })
-
-/** Waits for something that is known to come. */
-const until = (condition: Effect.Effect<boolean>) => Effect.repeat(Effect.zipRight(turn, condition), { until: Boolean })
 
 const syscalls = Layer.merge(Layer.provideMerge(IoEngine.layerSyscalls, SimulatedSyscalls.layer()), silent)
 
