@@ -398,7 +398,7 @@ export const make = (
             tell(transfer, results.moved, clock.unsafeCurrentTimeMillis() - began)
           })),
           Effect.as(results),
-          Effect.withSpan(`BlockStore.${transfer}`, { attributes: { blocks } })
+          Effect.withSpan(`BlockStore.${transfer}`, { attributes: { blocks }, captureStackTrace: false })
         )
       })
 
