@@ -11,9 +11,21 @@ import * as BlockStore from "../../src/BlockStore.js"
 import type { IoEngine } from "../../src/IoEngine.js"
 import * as Linux from "../../src/Linux.js"
 import type { Syscalls } from "../../src/Syscalls.js"
-import { seed, whyNotEngine } from "../engines/engines.js"
+import { numbers, seed, whyNotEngine } from "../engines/engines.js"
 import { describeReal, freshPath } from "../filesystems/real.js"
-import { assertSettled, blank, block, page, silent, simulated, storage, versionOf } from "./blocks.js"
+import {
+  assertSettled,
+  blank,
+  block,
+  ioFailed,
+  memory,
+  page,
+  silent,
+  simulated,
+  storage,
+  until,
+  versionOf
+} from "./blocks.js"
 
 const hash = FastCheck.nat(11)
 const hashes = FastCheck.array(hash, { maxLength: 6 })
@@ -47,6 +59,10 @@ const plan = FastCheck.record({
   short: FastCheck.constantFrom(0, 0.2),
   transient: FastCheck.constantFrom(0, 0.2),
   fail: FastCheck.constantFrom(0, 0, 0.1),
+  /** Whether transfers end as they are begun. */
+  atOnce: FastCheck.boolean(),
+  /** Of those who run together: storages are taken out after as many failures. */
+  failureLimit: FastCheck.constantFrom(1_000_000, 1, 2),
   steps: FastCheck.array(step, { minLength: 1, maxLength: 60 }),
   /** Turns after which a step that runs with others is interrupted; most are not. */
   interruptions: FastCheck.array(FastCheck.oneof(FastCheck.constant(-1), FastCheck.constant(-1), FastCheck.nat(12)), {
@@ -65,19 +81,27 @@ interface Placed extends Plan {
 
 type Schedule = (plan: Placed) => Effect.Effect<void, unknown, Syscalls | IoEngine | Scope.Scope>
 
-const make = (plan: Placed, maxBlocksInFlight: number) =>
+const make = (plan: Placed, maxBlocksInFlight: number, failureLimit = 1_000_000) =>
   Effect.gen(function*() {
     const [first, ...others] = plan.capacities
     const where = plan.directory === undefined ? {} : { directory: plan.directory, directIo: "required" as const }
-    const one = yield* storage(first ?? 1, where)
-    const more = yield* Effect.forEach(others, (blocks) => storage(blocks, where))
+    const random = numbers(plan.seed)
+    const fails = (kind: "read" | "write") => random(1000) < plan.fail * 1000 ? ioFailed(kind) : undefined
+    const disk = (blocks: number) =>
+      plan.atOnce ? Effect.map(memory(blocks, { fails }), ({ disk }) => disk) : storage(blocks, where)
+    const one = yield* disk(first ?? 1)
+    const more = yield* Effect.forEach(others, disk)
     return yield* BlockStore.make([one, ...more], {
       blockBytes: page,
       checksum: plan.checksum,
       maxBlocksInFlight,
-      failureLimit: 1_000_000
+      failureLimit
     })
   })
+
+/** Waits until the blocks of storages that were taken out have left, bit by bit. */
+const purged = (store: BlockStore.BlockStore) =>
+  until(Effect.map(store.stats, ({ storages }) => storages.every(({ blocks, failed }) => !failed || blocks === 0)))
 
 /** What the model knows of a block; it stays one when it is found no more and still leased. */
 interface Entry {
@@ -314,7 +338,8 @@ const sequential: Schedule = (plan) =>
 
 const concurrent: Schedule = (plan) =>
   Effect.gen(function*() {
-    const store = yield* make(plan, plan.maxBlocksInFlight)
+    const store = yield* make(plan, plan.maxBlocksInFlight, plan.failureLimit)
+    const failures = plan.fail === 0 ? [] : plan.failureLimit > 1000 ? ["IoFailed"] : ["IoFailed", "NoStorageLeft"]
     const given = new Map<number, number>()
     let version = 0
     const leased: Array<{ readonly leases: ReadonlyArray<BlockStore.Lease>; readonly scope: Scope.CloseableScope }> = []
@@ -332,7 +357,7 @@ const concurrent: Schedule = (plan) =>
             })
             const results = yield* store.offload(blocks, { replace: step.replace })
             for (const { error } of results.failures) {
-              assert.include(plan.fail > 0 ? ["IoFailed", "StoreFull"] : ["StoreFull"], error._tag)
+              assert.include([...failures, "StoreFull"], error._tag)
             }
             return
           }
@@ -403,13 +428,20 @@ const concurrent: Schedule = (plan) =>
       })
     }, { concurrency: 8, discard: true })
     for (const { scope } of leased) yield* Scope.close(scope, Exit.void)
+    yield* purged(store)
     // What is there now can be read, all of it.
     for (const hash of yield* store.hashes) {
       const into = yield* blank(page)
       const result = (yield* store.onboard([{ hash, into }])).get(0)
       if (Either.isRight(result)) check(into.bytes, Number(hash))
-      else assert.strictEqual(result.left._tag, "IoFailed")
+      else if (result.left._tag === "IoFailed") assert.isAbove(plan.fail, 0)
+      else {
+        // With the storage that was taken out for one of those before it.
+        assert.strictEqual(result.left._tag, "BlockNotFound")
+        assert.isTrue((yield* store.stats).storages.some(({ failed }) => failed))
+      }
     }
+    yield* purged(store)
     yield* assertSettled(store)
   })
 
@@ -441,7 +473,8 @@ for (const [engine, name] of [["io_uring", "io_uring"], ["node", "node:fs"]] as 
     timeout: 60_000
   }, () => {
     const layer = Layer.merge(Linux.layerWith({ engine }), silent)
-    const on = (plan: Plan, run: Schedule) => run({ ...plan, fail: 0 }).pipe(Effect.scoped, Effect.provide(layer))
+    const on = (plan: Plan, run: Schedule) =>
+      run({ ...plan, fail: 0, atOnce: false }).pipe(Effect.scoped, Effect.provide(layer))
 
     it.live.prop("one after the other: the same as the model", { plan }, ({ plan }) => on(plan, sequential), {
       fastCheck: { ...runs, numRuns: 8 }
@@ -457,7 +490,7 @@ for (const [engine, name] of [["io_uring", "io_uring"], ["node", "node:fs"]] as 
 describeReal("ext4", { name: "aio" }, (it) => {
   const layer = Linux.layerWith({ engine: "aio" })
   const on = (plan: Plan, run: Schedule) =>
-    Effect.flatMap(freshPath, (directory) => run({ ...plan, fail: 0, directory })).pipe(
+    Effect.flatMap(freshPath, (directory) => run({ ...plan, fail: 0, atOnce: false, directory })).pipe(
       Effect.scoped,
       Effect.provide(layer)
     )
