@@ -215,6 +215,11 @@ describe("the calls", () => {
         "fdatasync",
         "close"
       ])
+      // What is synced after the name is there is the directory that it is in.
+      const entries = (yield* Effect.flatMap(SimulatedKernel, (kernel) => kernel.journal)).slice(before)
+      const [opened, synced, closed] = entries.slice(entries.findIndex(({ syscall }) => syscall === "rename") + 1)
+      assert.deepInclude(opened, { syscall: "open", path: "/tmp/" })
+      for (const call of [synced, closed]) assert.strictEqual(call?.fd, opened?.result)
     }).pipe(Effect.scoped, on()))
 
   it.effect("of taking up: nothing is allocated, and the label is erased, on the disk, at the end", () =>
@@ -347,6 +352,23 @@ describe("keep", () => {
         yield* storage.keep
       }))
       assert.deepStrictEqual(yield* takeContent(), first)
+    }).pipe(on()))
+
+  it.effect("has a mark, which the next one finds; plain it has none but zeros", () =>
+    Effect.gen(function*() {
+      const mark = pattern(40, 3)
+      const none = new Uint8Array(32)
+      const keptAs = (keep: (storage: DiskStorage.DiskStorage) => DiskStorage.DiskStorage["keep"]) =>
+        Effect.scoped(Effect.gen(function*() {
+          const storage = yield* DiskStorage.make({ size, keepAt })
+          yield* keep(storage)
+          return storage.keptAt?.mark
+        }))
+      assert.isUndefined(yield* keptAs((storage) => storage.keepAs(mark)))
+      assert.deepStrictEqual(yield* keptAs((storage) => storage.keep), mark.slice(0, 32))
+      assert.deepStrictEqual(yield* keptAs((storage) => storage.keepAs(mark.subarray(8))), none)
+      assert.deepStrictEqual(yield* keptAs((storage) => storage.keepAs(mark.subarray(1))), mark.slice(8, 40))
+      assert.deepStrictEqual(yield* takeContent(), new Uint8Array(size))
     }).pipe(on()))
 
   it.effect("replaces what another storage has kept there meanwhile", () =>
@@ -550,6 +572,38 @@ describe("what no storage has kept", () => {
       yield* withFile((fd) => kernel.pread(fd, bytes, 0))
       assert.deepStrictEqual(bytes, content)
     }).pipe(Effect.scoped, on()))
+})
+
+describe("what cannot be looked at", () => {
+  it.effect("is not touched and warned of, and the storage is a new one", () =>
+    Effect.gen(function*() {
+      const look = ["open", "statx", "close", "open", "statx", "pread", "fstatfs", "close", "open", "close"] as const
+      for (const [call, syscall] of look.entries()) {
+        yield* Effect.gen(function*() {
+          yield* keepContent(first)
+          const control = yield* SimulatedKernel
+          const before = (yield* control.journal).length
+          // After the file of the new one was made.
+          yield* control.inject({ nth: before + 2 + call, outcome: { _tag: "Fail", code: "EIO" } })
+          const { lines, value } = yield* warnings(Effect.scoped(Effect.gen(function*() {
+            const storage = yield* DiskStorage.make({ size, keepAt })
+            const closed = syscall === "close"
+            assert.strictEqual(storage.keptAt?.takenUp, closed, `${call}: ${syscall}`)
+            if (closed) return yield* storage.keep
+            yield* storage.writeBytes(0, second)
+          })))
+          const [failed] = (yield* control.journal).slice(before + 1 + call)
+          assert.deepInclude(failed, { syscall, result: "EIO" })
+          assert.isUndefined(value)
+          if (syscall !== "close") {
+            assert.lengthOf(lines, 1, `${call}: ${syscall}`)
+            assert.match(lines.join(), /not taken up and not touched; .*EIO/)
+          }
+          assert.deepStrictEqual(yield* takeContent(), first, `${call}: ${syscall}`)
+          yield* nothingLeft
+        }).pipe(on())
+      }
+    }))
 })
 
 describe("two storages", () => {

@@ -10,8 +10,8 @@ import * as Scope from "effect/Scope"
 import * as TestClock from "effect/TestClock"
 import * as AlignedBuffer from "../../src/AlignedBuffer.js"
 import * as DiskStorage from "../../src/DiskStorage.js"
-import type { Completion } from "../../src/IoEngine.js"
-import { IoEngine } from "../../src/IoEngine.js"
+import type { Completion, Operation } from "../../src/IoEngine.js"
+import { IoEngine, layerSyscalls } from "../../src/IoEngine.js"
 import * as SimulatedSyscalls from "../../src/SimulatedSyscalls.js"
 import { Syscalls } from "../../src/Syscalls.js"
 import { assertBytes } from "../filesystems/real.js"
@@ -91,6 +91,42 @@ describe("over a simulated kernel", { timeout: 60_000 }, () => {
       }
       assert.isAbove(failures, 0)
     }))
+})
+
+describe("calls one after the other", () => {
+  it.scopedLive("tell who submitted them when one dies, and go on", () => {
+    let dies = false
+    const dying = Layer.effect(
+      Syscalls,
+      Effect.map(Syscalls, (kernel): Syscalls => ({
+        ...kernel,
+        pread: (...args) => dies ? Effect.dieMessage("a call that dies") : kernel.pread(...args),
+        fdatasync: (fd) => dies ? Effect.dieMessage("a call that dies") : kernel.fdatasync(fd)
+      }))
+    )
+    return Effect.gen(function*() {
+      const file = yield* openFile(size, page)
+      const engine = yield* IoEngine
+      const buffer = yield* AlignedBuffer.make(page)
+      const submitted = (operation: Operation) =>
+        Effect.async<Completion>((resume) =>
+          engine.unsafeSubmit(operation, (completion) => resume(Effect.succeed(completion)))
+        )
+      const read: Operation = { kind: "read", file, buffer, offset: page }
+      dies = true
+      for (const operation of [read, { kind: "sync", file } as const]) {
+        const completion = yield* submitted(operation)
+        assert.strictEqual(completion.operation, operation)
+        assert.strictEqual(completion.bytes, 0)
+        assert.deepInclude(completion.error, { _tag: "IoFailed", operation: operation.kind })
+      }
+      dies = false
+      // The memory is free again.
+      assert.deepStrictEqual(yield* submitted(read), { operation: read, bytes: page, error: undefined })
+    }).pipe(Effect.provide(
+      Layer.provideMerge(layerSyscalls, Layer.provideMerge(dying, SimulatedSyscalls.layer()))
+    ))
+  })
 })
 
 describe("a disk that never answers", { timeout: 20_000 }, () => {
