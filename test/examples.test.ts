@@ -3,7 +3,7 @@ import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
-import { spawnSync } from "node:child_process"
+import { spawn } from "node:child_process"
 import { mkdtempSync, readdirSync, readFileSync, rmdirSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
@@ -13,20 +13,27 @@ import { exampleLine, read } from "../examples/offload-a-model/trace.js"
 
 const root = fileURLToPath(new URL("..", import.meta.url))
 
-const run = (example: string, environment: Record<string, string> = {}, ...args: ReadonlyArray<string>) => {
+/** Not `spawnSync`: one after the other they would hold the event loop until the runner takes this process for dead. */
+const ended = (args: ReadonlyArray<string>, env: NodeJS.ProcessEnv) =>
+  new Promise<{ readonly status: number | null; readonly stdout: string; readonly stderr: string }>(
+    (resolve, reject) => {
+      const child = spawn(process.execPath, args, { cwd: root, env, stdio: ["ignore", "pipe", "pipe"] })
+      let [stdout, stderr] = ["", ""]
+      child.stdout.setEncoding("utf8").on("data", (text: string) => stdout += text)
+      child.stderr.setEncoding("utf8").on("data", (text: string) => stderr += text)
+      child.on("error", reject).on("close", (status) => resolve({ status, stdout, stderr }))
+    }
+  )
+
+const run = async (example: string, environment: Record<string, string> = {}, ...args: ReadonlyArray<string>) => {
   const directory = mkdtempSync(join(tmpdir(), "effect-disk-storage-example-"))
   try {
-    const command = ["--import", "tsx", `examples/${example}.ts`, ...args]
-    const { status, stderr, stdout } = spawnSync(process.execPath, command, {
-      cwd: root,
-      encoding: "utf8",
-      env: {
-        ...process.env,
-        DYN_KVBM_DISK_CACHE_DIR: directory,
-        // Also where the system's temporary directory takes no O_DIRECT.
-        DYN_KVBM_DISK_ZEROFILL_FALLBACK: "true",
-        ...environment
-      }
+    const { status, stderr, stdout } = await ended(["--import", "tsx", `examples/${example}.ts`, ...args], {
+      ...process.env,
+      DYN_KVBM_DISK_CACHE_DIR: directory,
+      // Also where the system's temporary directory takes no O_DIRECT.
+      DYN_KVBM_DISK_ZEROFILL_FALLBACK: "true",
+      ...environment
     })
     assert.deepStrictEqual(readdirSync(directory), [])
     return { directory, status, stderr, stdout }
@@ -36,8 +43,8 @@ const run = (example: string, environment: Record<string, string> = {}, ...args:
 }
 
 describe("examples", { timeout: 120_000 }, () => {
-  it.each([["0.02", "false"], ["0.0200001", "true"]])("quickstart, of %s GB, buffered: %s", (size, buffered) => {
-    const { status, stderr, stdout } = run("quickstart", {
+  it.each([["0.02", "false"], ["0.0200001", "true"]])("quickstart, of %s GB, buffered: %s", async (size, buffered) => {
+    const { status, stderr, stdout } = await run("quickstart", {
       DYN_KVBM_DISK_CACHE_GB: size,
       DYN_KVBM_DISK_DISABLE_O_DIRECT: buffered
     })
@@ -50,26 +57,26 @@ describe("examples", { timeout: 120_000 }, () => {
     assert.include(stdout, buffered === "true" ? "O_DIRECT was not asked for" : "set and read back")
   })
 
-  it("quickstart names a bad variable", () => {
-    const { status, stderr, stdout } = run("quickstart", { DYN_KVBM_DISK_CACHE_GB: "lots" })
+  it("quickstart names a bad variable", async () => {
+    const { status, stderr, stdout } = await run("quickstart", { DYN_KVBM_DISK_CACHE_GB: "lots" })
     assert.notStrictEqual(status, 0)
     assert.include(stdout + stderr, "DYN_KVBM_DISK_CACHE_GB")
   })
 
-  it("as-a-layer", () => {
-    const { status, stderr, stdout } = run("as-a-layer")
+  it("as-a-layer", async () => {
+    const { status, stderr, stdout } = await run("as-a-layer")
     assert.strictEqual(status, 0, stderr)
     assert.include(stdout, "1000 slots written; slot 42 holds 42")
   })
 
-  it("injected-syscalls", () => {
-    const { status, stderr, stdout } = run("injected-syscalls")
+  it("injected-syscalls", async () => {
+    const { status, stderr, stdout } = await run("injected-syscalls")
     assert.strictEqual(status, 0, stderr)
     assert.include(stdout, "nothing leaks")
   })
 
-  it("choose-a-directory takes one whose I/O is direct, or says of each why not", () => {
-    const { directory, status, stderr, stdout } = run("choose-a-directory")
+  it("choose-a-directory takes one whose I/O is direct, or says of each why not", async () => {
+    const { directory, status, stderr, stdout } = await run("choose-a-directory")
     if (status === 0) {
       assert.match(stdout, /^(\S+) it is: I\/O is direct.*\n67108864 bytes in \1\/\S+: proven/m)
     } else {
@@ -77,8 +84,8 @@ describe("examples", { timeout: 120_000 }, () => {
     }
   })
 
-  it("choose-a-directory does not start where nothing is direct", () => {
-    const { status, stderr, stdout } = run("choose-a-directory", {}, "/proc", "/nonexistent")
+  it("choose-a-directory does not start where nothing is direct", async () => {
+    const { status, stderr, stdout } = await run("choose-a-directory", {}, "/proc", "/nonexistent")
     assert.strictEqual(status, 1)
     assert.match(stderr, /^No directory does direct I\/O:\n {2}.*\/proc/)
     assert.match(stderr, /\n {2}.*\/nonexistent.*ENOENT/)
@@ -87,10 +94,10 @@ describe("examples", { timeout: 120_000 }, () => {
   })
 
   describe("offload-a-model", () => {
-    const withFiles = (use: (directory: string) => void) => {
+    const withFiles = async (use: (directory: string) => Promise<void>) => {
       const directory = mkdtempSync(join(tmpdir(), "effect-disk-storage-trace-"))
       try {
-        use(directory)
+        await use(directory)
       } finally {
         rmSync(directory, { recursive: true })
       }
@@ -98,11 +105,11 @@ describe("examples", { timeout: 120_000 }, () => {
     const row = (input_length: number, ...hash_ids: ReadonlyArray<number>) =>
       JSON.stringify({ timestamp: 0, input_length, output_length: 1, hash_ids })
 
-    it("replays what it generates, at every capacity, and draws it", () => {
-      withFiles((directory) => {
+    it("replays what it generates, at every capacity, and draws it", async () => {
+      await withFiles(async (directory) => {
         const plot = join(directory, "hit-rate.svg")
         const args = ["--conversations", "2", "--capacities", "8,32", "--plot", plot]
-        const { status, stderr, stdout } = run("offload-a-model", {}, ...args)
+        const { status, stderr, stdout } = await run("offload-a-model", {}, ...args)
         assert.strictEqual(status, 0, stderr)
         assert.match(stdout, /^2 generated conversations; a block is 64 tokens, 128 KiB$/m)
         assert.match(stdout, /^capacity {4}8 blocks, 1\.0 MiB$/m)
@@ -116,12 +123,12 @@ describe("examples", { timeout: 120_000 }, () => {
       })
     })
 
-    it("replays a trace of Mooncake's format", () => {
-      withFiles((directory) => {
+    it("replays a trace of Mooncake's format", async () => {
+      await withFiles(async (directory) => {
         const trace = join(directory, "trace.jsonl")
         // 2 of 3 blocks are shared, then the whole prompt, whose last block is not full; nothing of the empty one.
         writeFileSync(trace, [row(1300, 0, 1, 2), row(1536, 0, 1, 3), row(1300, 0, 1, 2), row(0), ""].join("\n"))
-        const { status, stderr, stdout } = run("offload-a-model", {}, trace, "--capacities", "8")
+        const { status, stderr, stdout } = await run("offload-a-model", {}, trace, "--capacities", "8")
         assert.strictEqual(status, 0, stderr)
         assert.include(stdout, "requests  4, of 9 blocks, 9 of them in prompts")
         // 5 of 9; 1024 + 1300 of 4136
@@ -130,13 +137,21 @@ describe("examples", { timeout: 120_000 }, () => {
       })
     })
 
-    it("replays a trace in the order of its timestamps, and says where it stops", () => {
-      withFiles((directory) => {
+    it("replays a trace in the order of its timestamps, and says where it stops", async () => {
+      await withFiles(async (directory) => {
         const trace = join(directory, "trace.jsonl")
         const at = (timestamp: number, ...hash_ids: ReadonlyArray<number>) =>
           JSON.stringify({ timestamp, input_length: 512, output_length: 1, hash_ids })
         writeFileSync(trace, [at(2, 8), at(1, 7), at(1, 9), at(0, 7)].join("\n"))
-        const { status, stderr, stdout } = run("offload-a-model", {}, trace, "--capacities", "8", "--requests", "2")
+        const { status, stderr, stdout } = await run(
+          "offload-a-model",
+          {},
+          trace,
+          "--capacities",
+          "8",
+          "--requests",
+          "2"
+        )
         assert.strictEqual(status, 0, stderr)
         assert.include(stdout, `the first 2 of 4 requests of ${trace}; a block is 512 tokens`)
         // Both are of block 7: in the order of the lines nothing would be found.
@@ -197,11 +212,11 @@ describe("examples", { timeout: 120_000 }, () => {
       assert.match(String(await reading("/proc/self/mem")), /^\/proc\/self\/mem cannot be read: EIO/)
     })
 
-    it("ends with 1 and a sentence for a bad trace, before anything is replayed", () => {
-      withFiles((directory) => {
+    it("ends with 1 and a sentence for a bad trace, before anything is replayed", async () => {
+      await withFiles(async (directory) => {
         const trace = join(directory, "trace.jsonl")
         writeFileSync(trace, `${row(512, 0)}\n${row(10, -1)}\n`)
-        const { status, stderr, stdout } = run("offload-a-model", {}, trace, "--capacities", "8")
+        const { status, stderr, stdout } = await run("offload-a-model", {}, trace, "--capacities", "8")
         assert.strictEqual(status, 1)
         assert.strictEqual(
           stderr,
@@ -260,10 +275,10 @@ describe("examples", { timeout: 120_000 }, () => {
       assert.deepStrictEqual(parse(["--bogus", "-h"]), Either.right("help"))
     })
 
-    it("ends with 64 for a bad argument, and helps with 0", () => {
-      const bad = run("offload-a-model", {}, "--capacities", "8,none")
+    it("ends with 64 for a bad argument, and helps with 0", async () => {
+      const bad = await run("offload-a-model", {}, "--capacities", "8,none")
       assert.deepStrictEqual([bad.status, bad.stderr, bad.stdout], [64, `${capacities} "none" in "8,none"\n`, ""])
-      const { status, stderr, stdout } = run("offload-a-model", {}, "--help")
+      const { status, stderr, stdout } = await run("offload-a-model", {}, "--help")
       assert.deepStrictEqual([status, stderr], [0, ""])
       for (const name of ["TRACE", "--capacities", "--requests", "--conversations", "--plot", "--help"]) {
         assert.match(stdout, new RegExp(`^ +(-h, )?${name} `, "m"))
@@ -274,8 +289,8 @@ describe("examples", { timeout: 120_000 }, () => {
       ["/nonexistent/hit-rate.svg", "there is no directory /nonexistent"],
       ["/proc/hit-rate.svg", "ENOENT"],
       ["/proc", "it is a directory"]
-    ])("refuses to plot to %s before anything is replayed", (path, why) => {
-      const { status, stderr, stdout } = run("offload-a-model", {}, "--plot", path)
+    ])("refuses to plot to %s before anything is replayed", async (path, why) => {
+      const { status, stderr, stdout } = await run("offload-a-model", {}, "--plot", path)
       assert.strictEqual(status, 1)
       assert.isTrue(stderr.startsWith(`The plot ${path} cannot be written: ${why}`), stderr)
       assert.notMatch(stderr, /\n./)
