@@ -22,7 +22,8 @@ import type {
   BufferUnavailable,
   InvalidOption,
   OffloadError,
-  OnboardError
+  OnboardError,
+  StoreClosed
 } from "./DiskStorageError.js"
 import * as internal from "./internal/blockStore.js"
 import type { IoEngine, Results } from "./IoEngine.js"
@@ -263,8 +264,11 @@ export interface BlockStore {
   readonly touch: (hashes: ReadonlyArray<SequenceHash>) => Effect.Effect<number>
   /** How many of them were there. Who reads one of them still gets it. */
   readonly remove: (hashes: ReadonlyArray<SequenceHash>) => Effect.Effect<number>
-  /** Removes every block. One that is being written or offloaded meanwhile may come after it. */
-  readonly reset: Effect.Effect<void>
+  /**
+   * Removes every block. One that is being written or offloaded meanwhile may come after it. Fails once the store is being released: what is
+   * kept by then stays.
+   */
+  readonly reset: Effect.Effect<void, StoreClosed>
   /** Every hash that is there from the beginning to the end of the call, once, in no order; and some of those that come or go meanwhile. */
   readonly hashes: Effect.Effect<ReadonlyArray<SequenceHash>>
   readonly stats: Effect.Effect<Stats>

@@ -527,7 +527,7 @@ describe("what no storage has kept", () => {
         yield* kernel.rename(keepAt, "/tmp/moved")
         yield* storage.keep
       })))
-      assert.match(lines.join(), /not taken up and not touched; .*: it is a file that no storage has kept/)
+      assert.match(lines.join(), /not taken up, and this storage is new: it is a file that no storage has kept, is not touched/)
       assert.deepStrictEqual(yield* takeContent(), first)
       assert.deepStrictEqual((yield* leaks).files, ["/tmp/moved"])
     }).pipe(on()))
@@ -597,7 +597,7 @@ describe("what cannot be looked at", () => {
           assert.isUndefined(value)
           if (syscall !== "close") {
             assert.lengthOf(lines, 1, `${call}: ${syscall}`)
-            assert.match(lines.join(), /not taken up and not touched; .*EIO/)
+            assert.match(lines.join(), /not taken up, and this storage is new: .*EIO/)
           }
           assert.deepStrictEqual(yield* takeContent(), first, `${call}: ${syscall}`)
           yield* nothingLeft

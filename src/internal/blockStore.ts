@@ -814,7 +814,11 @@ export const make = (
       leasePrefix: (hashes) => lease(() => hashes.slice(0, prefix(hashes))),
       touch: (hashes) => ofEach(hashes, (slot) => index.touch(slot)),
       remove: (hashes) => ofEach(hashes, dropped("removed")),
-      reset: Effect.ignore(door.enter((restore) => restore(walk(everyStorage, dropped("reset"))))),
+      reset: Effect.catchTag(
+        door.enter((restore) => restore(walk(everyStorage, dropped("reset")))),
+        "StorageClosed",
+        () => new StoreClosed({})
+      ),
       hashes: listed,
       stats: Effect.sync((): Stats => ({
         capacity: index.capacity,

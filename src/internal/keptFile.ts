@@ -251,9 +251,7 @@ export const givenBack = (syscalls: Syscalls, file: TemporaryFile): Effect.Effec
 
 const notTakenUp = (file: TemporaryFile, path: string, why: string) =>
   Effect.annotateLogs(
-    Effect.logWarning(
-      `${path} is not taken up and not touched; this storage is new, and cannot be kept while that is there: ${why}`
-    ),
+    Effect.logWarning(`${path} is not taken up, and this storage is new: ${why}`),
     { path: file.path }
   )
 
@@ -307,11 +305,11 @@ export const takeUp = (
   Effect.gen(function*() {
     const found = yield* Effect.catchAll(
       look(syscalls, path, wanted),
-      (error) => Effect.succeed({ _tag: "Foreign" as const, what: error.message })
+      (error) => Effect.as(notTakenUp(file, path, error.message), { _tag: "Nothing" as const })
     )
     if (found._tag === "Nothing") return undefined
     if (found._tag === "Foreign") {
-      yield* notTakenUp(file, path, `it is ${found.what}`)
+      yield* notTakenUp(file, path, `it is ${found.what}, is not touched, and cannot be replaced by keep`)
       return undefined
     }
     if (typeof found.label !== "string") return yield* claim(syscalls, file, path, wanted)
@@ -351,13 +349,14 @@ export const erase = (
   fd: number,
   place: Place
 ): Effect.Effect<void, CreateFailed> =>
-  Effect.suspend(() => {
+  // Until it begins, the file can be given back as it is.
+  Effect.uninterruptible(Effect.suspend(() => {
     file.takenFrom = undefined
     return Effect.mapError(
       writeLabel(syscalls, fd, place, erased),
       (cause) => new CreateFailed({ step: "take up", path: place.path, cause })
     )
-  })
+  }))
 
 /** Fails when what is at the path is not one of ours. */
 export const checkFree = (syscalls: Syscalls, file: TemporaryFile, path: string): Effect.Effect<void, KeepFailed> =>

@@ -23,7 +23,7 @@ const magic = 0x45444b56
 const version = 1
 const kinds = { bytes: 0, string: 1 } as const
 
-type Method = "get" | "getUint8Array" | "set" | "remove" | "has"
+type Method = "clear" | "get" | "getUint8Array" | "set" | "remove" | "has"
 
 /** Bytes of a block that are an entry's value. */
 interface Value {
@@ -222,7 +222,7 @@ export const make = (
       has: (key) => Effect.map(read("has", key, () => true), Option.isSome),
       set,
       remove: (key) => named("remove", key, (_, hash) => Effect.asVoid(store.remove([hash]))),
-      clear: store.reset,
+      clear: Effect.mapError(store.reset, (error) => systemError("clear", "every key", error)),
       size: Effect.map(store.stats, ({ blocks }) => blocks)
     })
   })

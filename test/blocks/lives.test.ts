@@ -10,7 +10,21 @@ import * as BlockStore from "../../src/BlockStore.js"
 import * as DiskStorage from "../../src/DiskStorage.js"
 import { SimulatedKernel } from "../../src/SimulatedSyscalls.js"
 import { layer } from "../support/simulation.js"
-import { blank, block, blocks, fill, hashes, numbers, offload, onboard, page, silent, until } from "./blocks.js"
+import {
+  blank,
+  block,
+  blocks,
+  fill,
+  hashes,
+  numbers,
+  offload,
+  onboard,
+  page,
+  silent,
+  simulated,
+  turns,
+  until
+} from "./blocks.js"
 
 const keepAt = "/tmp/kept.blocks"
 const size = 40 * page
@@ -267,6 +281,29 @@ describe("what was kept", { timeout: 20_000 }, () => {
         })
       )
     }).pipe(Effect.provide(layer())))
+
+  it.scopedLive("keeps what a reset came too late for, and says so", () =>
+    Effect.gen(function*() {
+      const keepAt = "/tmp/kept"
+      const scope = yield* Scope.make()
+      const disk = yield* Scope.extend(DiskStorage.make({ size: 40 * page, keepAt }), scope)
+      const held: Array<() => void> = []
+      const slow: DiskStorage.DiskStorage = {
+        ...disk,
+        unsafeTransfer: (kind, transfer, done) => void held.push(() => disk.unsafeTransfer(kind, transfer, done))
+      }
+      const store = yield* Scope.extend(BlockStore.make([slow], { blockBytes: page, maxBlocksInFlight: 1 }), scope)
+      const batch = yield* Effect.fork(offload(store, [1]))
+      yield* until(Effect.sync(() => held.length === 1))
+      const closing = yield* Effect.fork(Scope.close(scope, Exit.void))
+      yield* turns(3)
+      assert.strictEqual((yield* Effect.flip(store.reset))._tag, "StoreClosed")
+      held.shift()?.()
+      assert.deepStrictEqual(yield* Fiber.join(batch), ["stored"])
+      yield* Fiber.join(closing)
+      const next = yield* BlockStore.make([yield* DiskStorage.make({ size: 40 * page, keepAt })], { blockBytes: page })
+      assert.isTrue(yield* next.has(1n))
+    }).pipe(Effect.provide(simulated())))
 
   it.live("has nothing that was reset, where the store ended while that was under way", () =>
     Effect.gen(function*() {

@@ -316,7 +316,7 @@ const sequential: Schedule = (plan) =>
             return
           }
           case "reset":
-            yield* store.reset
+            yield* Effect.orDie(store.reset)
             for (const entry of model.found.values()) model.drop(entry)
         }
       }).pipe(Effect.orDie)
@@ -409,7 +409,7 @@ const concurrent: Schedule = (plan) =>
             yield* store.remove(step.hashes.map(BigInt))
             return
           case "reset":
-            yield* store.reset
+            yield* Effect.orDie(store.reset)
         }
       })
 
