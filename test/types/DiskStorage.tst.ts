@@ -139,7 +139,12 @@ describe("the file", () => {
 
   it("is kept with what can fail", () => {
     expect(storage.keep).type.toBe<Effect.Effect<void, Errors.KeepFailed | Errors.StorageClosed>>()
-    expect(storage.keptAt).type.toBe<{ readonly path: string; readonly takenUp: boolean } | undefined>()
+    expect(storage.keepAs).type.toBe<
+      (mark: Uint8Array) => Effect.Effect<void, Errors.KeepFailed | Errors.StorageClosed>
+    >()
+    expect(storage.keptAt).type.toBe<
+      { readonly path: string; readonly takenUp: boolean; readonly mark: Uint8Array | undefined } | undefined
+    >()
     expect(DiskStorage.make).type.toBeCallableWith({ size: 1, keepAt: "/cache/kept" })
   })
 })
