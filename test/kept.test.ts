@@ -527,7 +527,10 @@ describe("what no storage has kept", () => {
         yield* kernel.rename(keepAt, "/tmp/moved")
         yield* storage.keep
       })))
-      assert.match(lines.join(), /not taken up, and this storage is new: it is a file that no storage has kept, is not touched/)
+      assert.match(
+        lines.join(),
+        /not taken up, and this storage is new: it is a file that no storage has kept, is not touched/
+      )
       assert.deepStrictEqual(yield* takeContent(), first)
       assert.deepStrictEqual((yield* leaks).files, ["/tmp/moved"])
     }).pipe(on()))

@@ -25,7 +25,8 @@ import { config, defaultSize } from "./config.js"
 
 /** Left on the disk for everybody else. */
 const reserve = 10 * 2 ** 30
-const warmUpSeconds = 1
+/** Until everything is compiled that runs for a request, on cores that the load wants, too. */
+const warmUpSeconds = 8
 
 const number = (name: string, least: number, most: number, fallback: number, whole: boolean) =>
   (whole ? Options.integer(name) : Options.float(name)).pipe(

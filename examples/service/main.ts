@@ -21,6 +21,8 @@ const program = Effect.gen(function*() {
 
 program.pipe(
   Effect.provide(Layer.merge(Linux.layer, NodeFileSystem.layer)),
+  // Nobody collects spans here, and a request has some ten.
+  Effect.withTracerEnabled(false),
   Effect.onInterrupt(() => Console.log("stopped, and released")),
   ProcessRuntime.runMain
 )
