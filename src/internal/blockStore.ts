@@ -541,19 +541,19 @@ export const make = (
         return Effect.sync(() => waiters.delete(waiter))
       })
 
-    /** The blocks that are to be looked at: without those that are not there and that the filter does not let through. */
+    /** The places of the blocks that are to be offloaded: all but those that are new and that the filter does not let through. */
     const worthIt = (
       blocks: ReadonlyArray<Block>,
       { outcomes }: BlockResults<Offloaded, OffloadError>
     ): Effect.Effect<ReadonlyArray<number>> => {
       const places = Arr.makeBy(blocks.length, (place) => place)
-      if (filter === OffloadFilter.none || blocks.length === 0) return Effect.succeed(places)
+      if (filter === OffloadFilter.none) return Effect.succeed(places)
       const hashes = blocks.map((block) => refused(block) === undefined ? block.hash : undefined)
       const asked = [...new Set(hashes)]
         .filter((hash): hash is bigint => hash !== undefined && index.find(hash) < 0)
       return Effect.map(filter.admit(asked), (admitted) => {
         const out = new Set<bigint | undefined>(asked.filter((_, number) => admitted[number] !== true))
-        const isOut = (place: number) => hashes[place] !== undefined && out.has(hashes[place])
+        const isOut = (place: number) => out.has(hashes[place])
         for (const place of places) {
           if (!isOut(place)) continue
           outcomes[place] = filtered

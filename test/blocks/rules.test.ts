@@ -189,7 +189,7 @@ describe("an engine or a disk that fails", { timeout: 20_000 }, () => {
 
   const whatIsThere = "queryObjects" in v8
   it.scopedLive.skipIf(!whatIsThere)(
-    "batches that come and go while a disk hangs do not pile up",
+    "batches that come and go while a disk hangs do not pile up (counted by v8.queryObjects, of Node 20.13)",
     () =>
       Effect.gen(function*() {
         let hangs = false
