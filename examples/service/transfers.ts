@@ -131,8 +131,9 @@ export const make = (options: TransferOptions) =>
       stop: Effect.sync(() => {
         stopping = true
       }),
-      // Released in turn: the buffer goes back to the pool, then the place is free.
-      buffer: Effect.zipRight(place, pool.lease),
+      // Released in turn: the buffer goes back to the pool, then the place is free. What it held is never seen: nothing is stored
+      // before a body has filled it, and nothing is sent before a block has.
+      buffer: Effect.zipRight(place, pool.leaseUninitialized),
       checkLength: Effect.gen(function*() {
         const { headers } = yield* HttpServerRequest.HttpServerRequest
         const length = headers["content-length"]

@@ -98,6 +98,8 @@ export const pool = (options: PoolOptions): Effect.Effect<Pool, BufferUnavailabl
       // What is on its way may be registered memory that the kernel has not looked up yet.
       ({ slab }) => Effect.sync(() => slab?.whenIdle(0, slab.buffer.byteLength, () => slab.retire()))
     ).pipe(Effect.map(({ regions }) => regions))
+    /** Zero still: nobody has had them. */
+    const fresh = new Set(free)
     const waiting = new Set<Waiter>()
 
     const give = (buffer: Region) => {
@@ -115,13 +117,14 @@ export const pool = (options: PoolOptions): Effect.Effect<Pool, BufferUnavailabl
         waiter.resume = resume
         waiting.add(waiter)
       })
-    return {
-      buffers,
-      byteLength: Math.ceil(byteLength / slabs.pageSize) * slabs.pageSize,
-      // A fibre can be interrupted wherever it yields: a buffer is taken, kept and given back where none is heard of.
-      lease: Effect.uninterruptibleMask((restore) => {
-        const given = (buffer: Region) =>
-          Effect.as(Effect.addFinalizer(() => Effect.sync(() => giveBack(buffer))), buffer)
+    // A fibre can be interrupted wherever it yields: a buffer is taken, kept and given back where none is heard of.
+    const lease = (zeroed: boolean) =>
+      Effect.uninterruptibleMask((restore) => {
+        const given = (buffer: Region) => {
+          // At the beginning of a lease, since its last user may still have written to it after the end of theirs.
+          if (!fresh.delete(buffer) && zeroed) buffer.bytes.fill(0)
+          return Effect.as(Effect.addFinalizer(() => Effect.sync(() => giveBack(buffer))), buffer)
+        }
         const buffer = waiting.size === 0 ? free.pop() : undefined
         if (buffer !== undefined) return given(buffer)
         const waiter: Waiter = { given: undefined, resume: () => {} }
@@ -134,5 +137,10 @@ export const pool = (options: PoolOptions): Effect.Effect<Pool, BufferUnavailabl
           onSuccess: given
         })
       })
+    return {
+      buffers,
+      byteLength: Math.ceil(byteLength / slabs.pageSize) * slabs.pageSize,
+      lease: lease(true),
+      leaseUninitialized: lease(false)
     }
   })

@@ -168,7 +168,7 @@ export const make = (
             catch: (error) => badArgument(method, `the value is too long for a string (${error}). Use getUint8Array.`)
           })
         }
-        return Effect.scoped(Effect.flatMap(pool.lease, (into) =>
+        return Effect.scoped(Effect.flatMap(pool.leaseUninitialized, (into) =>
           Effect.flatMap(store.onboard([{ hash, into }]), (results) =>
             Either.match(results.get(0), {
               onRight: (): Effect.Effect<Option.Option<A>, PlatformError.PlatformError> => found(into.bytes),
@@ -203,7 +203,7 @@ export const make = (
             )
           )
         }
-        return Effect.scoped(Effect.flatMap(pool.lease, (data) => {
+        return Effect.scoped(Effect.flatMap(pool.leaseUninitialized, (data) => {
           encode(data.bytes, name, value)
           return Effect.flatMap(store.offload([{ hash, data }], { replace: true }), (results) =>
             Either.match(results.get(0), {

@@ -131,6 +131,42 @@ describe("a pool", () => {
     60_000
   )
 
+  it.scopedLive("shows nobody what its last user left there, unless they ask for it", () =>
+    Effect.gen(function*() {
+      const pool = yield* AlignedBuffer.pool({ buffers: 2, byteLength: 3 * page })
+      const secret = 0xaa
+      const is = (byte: number) => ({ bytes }: AlignedBuffer.AlignedBuffer) => bytes.every((each) => each === byte)
+      const both = (lease: AlignedBuffer.Pool["lease"]) => Effect.replicateEffect(lease, pool.buffers)
+      const leave = Effect.scoped(Effect.map(both(pool.leaseUninitialized), (buffers) => {
+        for (const { bytes } of buffers) bytes.fill(secret)
+        return buffers
+      }))
+      // Nobody has had them.
+      assert.isTrue(yield* Effect.scoped(Effect.map(both(pool.leaseUninitialized), (some) => some.every(is(0)))))
+      yield* leave
+      assert.isTrue(yield* Effect.scoped(Effect.map(both(pool.lease), (some) => some.every(is(0)))))
+      yield* leave
+      assert.isTrue(yield* Effect.scoped(Effect.map(both(pool.leaseUninitialized), (some) => some.every(is(secret)))))
+      // Written to by who has them no more.
+      const stale = yield* leave
+      for (const { bytes } of stale) bytes.fill(secret)
+      assert.isTrue(yield* Effect.scoped(Effect.map(both(pool.lease), (some) => some.every(is(0)))))
+      // Handed over to those who wait; two of them have been interrupted by then.
+      const [first, second] = [yield* Scope.make(), yield* Scope.make()]
+      for (const { bytes } of yield* Scope.extend(both(pool.leaseUninitialized), first)) bytes.fill(secret)
+      const [gone, zeroed, alsoGone, asLeft] = yield* Effect.forEach(
+        [pool.lease, pool.lease, pool.leaseUninitialized, pool.leaseUninitialized],
+        (lease) => Effect.tap(Effect.fork(Scope.extend(lease, second)), untilWaiting)
+      )
+      if (gone === undefined || zeroed === undefined || alsoGone === undefined || asLeft === undefined) {
+        return assert.fail("there are four")
+      }
+      yield* Effect.forEach([gone, alsoGone], Fiber.interrupt)
+      yield* Scope.close(first, Exit.void)
+      assert.isTrue(is(0)(yield* Fiber.join(zeroed)))
+      assert.isTrue(is(secret)(yield* Fiber.join(asLeft)))
+    }))
+
   it.effect("refuses what is no number of buffers, and what no memory can hold", () =>
     Effect.gen(function*() {
       for (const buffers of [0, -1, 1.5, NaN, Infinity]) {
