@@ -12,7 +12,6 @@ import * as Layer from "effect/Layer"
 import type { InvalidOption } from "./DiskStorageError.js"
 import { makeQueue, wholeNumber } from "./internal/engineOptions.js"
 import { makeEngine } from "./internal/ioQueue.js"
-import { fromKernel } from "./internal/kernel.js"
 import { open as openDevice } from "./internal/simulatedDevice.js"
 import type { Transfer } from "./internal/simulatedDevice.js"
 import * as internal from "./internal/simulatedKernel.js"
@@ -60,10 +59,23 @@ export interface SimulatedOptions {
   readonly capacity?: number | undefined
   /** How many descriptors may be open at once; default 1024. */
   readonly maxFds?: number | undefined
-  /** Directories that exist from the start; default `/tmp`. */
-  readonly directories?: ReadonlyArray<string> | undefined
-  /** Empty regular files that exist from the start. */
-  readonly files?: ReadonlyArray<string> | undefined
+  /**
+   * Directories that exist from the start, with those above them: `/tmp` is sticky and for everybody, others are root's with mode 0755
+   * where nothing else is said. Default `/tmp`.
+   */
+  readonly directories?:
+    | ReadonlyArray<
+      string | { readonly path: string; readonly mode?: number | undefined; readonly uid?: number | undefined }
+    >
+    | undefined
+  /** Empty regular files that exist from the start, of the user of the process where nothing else is said. */
+  readonly files?: ReadonlyArray<string | { readonly path: string; readonly uid?: number | undefined }> | undefined
+  /** Symbolic links that exist from the start, of root where nothing else is said. */
+  readonly links?:
+    | ReadonlyArray<{ readonly path: string; readonly target: string; readonly uid?: number | undefined }>
+    | undefined
+  /** The user of the process; default 1000. Owners and modes are told, and not enforced. */
+  readonly uid?: number | undefined
 }
 
 /**
@@ -95,6 +107,8 @@ export interface JournalEntry {
   /** from 1, over all calls */
   readonly call: number
   readonly syscall: SyscallName
+  /** Of which process; undefined for the one of the layer. */
+  readonly process?: number | undefined
   readonly path?: string | undefined
   /** Where `path` was renamed to. */
   readonly to?: string | undefined
@@ -106,7 +120,19 @@ export interface JournalEntry {
 }
 
 /**
- * What is still there of what calls have made: open descriptors, linked files, bytes held by files, mappings. All empty and 0 when
+ * Another process on the same kernel. `kill` is SIGKILL: its descriptors are closed and its locks and mappings gone, its files
+ * stay, and none of its calls is ever answered again.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface SimulatedProcess {
+  readonly syscalls: Syscalls
+  readonly kill: Effect.Effect<void>
+}
+
+/**
+ * What is still there of what calls of all processes have made: open descriptors, linked files, bytes held by files, mappings. All empty and 0 when
  * nothing leaked.
  *
  * @since 0.1.0
@@ -138,6 +164,8 @@ export interface SimulatedKernel {
   ) => Effect.Effect<void>
   readonly journal: Effect.Effect<ReadonlyArray<JournalEntry>>
   readonly leaks: Effect.Effect<Leaks>
+  /** Starts another process, of `uid`, or of the user of the first one. Faults and interruptions reach its calls, too. */
+  readonly process: (options?: { readonly uid?: number | undefined }) => Effect.Effect<SimulatedProcess>
 }
 
 /**
@@ -173,10 +201,10 @@ export const SimulatedKernel: Context.Tag<SimulatedKernel, SimulatedKernel> = Co
  */
 export const layer = (options: SimulatedOptions = {}): Layer.Layer<Syscalls | SimulatedKernel> =>
   Layer.effectContext(Effect.sync(() => {
-    const { control, kernel, transfer } = internal.make(options)
+    const { control, syscalls, transfer } = internal.make(options)
     const service: SimulatedKernel = { [TypeId]: TypeId, ...control }
     transfers.set(service, transfer)
-    return Context.make(Syscalls, fromKernel(kernel)).pipe(Context.add(SimulatedKernel, service))
+    return Context.make(Syscalls, syscalls).pipe(Context.add(SimulatedKernel, service))
   }))
 
 /** What engines do on a kernel of this module. */

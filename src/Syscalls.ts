@@ -56,6 +56,7 @@ export const errnos = {
   EMLINK: 31,
   EPIPE: 32,
   ENAMETOOLONG: 36,
+  ENOLCK: 37,
   ENOSYS: 38,
   ENOTEMPTY: 39,
   ELOOP: 40,
@@ -138,6 +139,7 @@ export const errnosBySyscall = {
   ],
   fcntlGetFlags: ["EBADF"],
   fcntlSetFlags: ["EBADF", "EINVAL", "EPERM"],
+  fcntlSetLock: ["EACCES", "EAGAIN", "EBADF", "EINTR", "EINVAL", "EIO", "ENOLCK", "ENOMEM", "EOPNOTSUPP"],
   ioctlGetFlags: ["EBADF", "EINVAL", "EIO", "ENOTTY", "EOPNOTSUPP"],
   ioctlSetFlags: ["EACCES", "EBADF", "EINTR", "EINVAL", "EIO", "ENOSPC", "ENOTTY", "EOPNOTSUPP", "EPERM", "EROFS"],
   fallocate: [
@@ -213,6 +215,32 @@ export const errnosBySyscall = {
     "ESTALE",
     "EXDEV"
   ],
+  readdir: [
+    "EACCES",
+    "EBADF",
+    "EINTR",
+    "EIO",
+    "ELOOP",
+    "EMFILE",
+    "ENAMETOOLONG",
+    "ENFILE",
+    "ENOENT",
+    "ENOMEM",
+    "ENOTDIR",
+    "EPERM",
+    "ESTALE"
+  ],
+  readlink: [
+    "EACCES",
+    "EINVAL",
+    "EIO",
+    "ELOOP",
+    "ENAMETOOLONG",
+    "ENOENT",
+    "ENOMEM",
+    "ENOTDIR",
+    "ESTALE"
+  ],
   close: ["EBADF", "EDQUOT", "EINTR", "EIO", "ENOSPC"],
   fadvise: ["EBADF", "EINVAL", "ESPIPE"],
   cachestat: ["EBADF", "EFAULT", "EINVAL", "ENOSYS", "EOPNOTSUPP", "EPERM"],
@@ -276,6 +304,8 @@ export interface Statx {
   readonly links: number
   /** `st_mode`: the kind of the file (`S_IFMT`) and its permissions. */
   readonly mode: number
+  /** The user who owns it. */
+  readonly uid: number
   /** bytes */
   readonly size: number
   /** bytes that the file holds on the disk: `stx_blocks` × 512 */
@@ -372,6 +402,18 @@ export const S_IFMT = 0o170_000
 export const S_IFREG = 0o100_000
 
 /**
+ * @since 0.1.0
+ * @category models
+ */
+export const S_IFDIR = 0o040_000
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export const S_IFLNK = 0o120_000
+
+/**
  * `STATX_ATTR_DAX` of `uapi/linux/stat.h`: the file is memory itself, read and written by the CPU.
  *
  * @since 0.1.0
@@ -423,6 +465,11 @@ export interface Syscalls {
   readonly fcntlGetFlags: (fd: number) => Effect.Effect<number, SyscallError>
   /** `fcntl(fd, F_SETFL, flags)` */
   readonly fcntlSetFlags: (fd: number, flags: number) => Effect.Effect<void, SyscallError>
+  /**
+   * `fcntl(fd, F_OFD_SETLK)` with a write lock on all of the file: it belongs to the open file description, excludes every other one's,
+   * and ends when the last descriptor of that description is closed, as at the end of the process. `EAGAIN` while another has it.
+   */
+  readonly fcntlSetLock: (fd: number) => Effect.Effect<void, SyscallError>
   /** `ioctl(fd, FS_IOC_GETFLAGS)` */
   readonly ioctlGetFlags: (fd: number) => Effect.Effect<number, SyscallError>
   /** `ioctl(fd, FS_IOC_SETFLAGS, flags)` */
@@ -439,6 +486,12 @@ export interface Syscalls {
   readonly unlink: (path: string) => Effect.Effect<void, SyscallError>
   /** Gives a file another name of the same filesystem. What has that name is replaced in one step, and unlinked. */
   readonly rename: (from: string, to: string) => Effect.Effect<void, SyscallError>
+  /** The names in a directory, without "." and "..". */
+  readonly readdir: (path: string) => Effect.Effect<ReadonlyArray<string>, SyscallError>
+  /** Where a symbolic link points to; `EINVAL` for anything else. */
+  readonly readlink: (path: string) => Effect.Effect<string, SyscallError>
+  /** The effective user of this process, whose files it makes. */
+  readonly geteuid: Effect.Effect<number>
   readonly close: (fd: number) => Effect.Effect<void, SyscallError>
   readonly fadvise: (fd: number, offset: number, length: number, advice: number) => Effect.Effect<void, SyscallError>
   /** Linux 6.5 and later. */
@@ -501,6 +554,7 @@ export const layerNoop = (calls: Partial<Omit<Syscalls, TypeId>>): Layer.Layer<S
     open: notImplemented("open"),
     fcntlGetFlags: notImplemented("fcntlGetFlags"),
     fcntlSetFlags: notImplemented("fcntlSetFlags"),
+    fcntlSetLock: notImplemented("fcntlSetLock"),
     ioctlGetFlags: notImplemented("ioctlGetFlags"),
     ioctlSetFlags: notImplemented("ioctlSetFlags"),
     fallocate: notImplemented("fallocate"),
@@ -512,6 +566,9 @@ export const layerNoop = (calls: Partial<Omit<Syscalls, TypeId>>): Layer.Layer<S
     fstatfs: notImplemented("fstatfs"),
     unlink: notImplemented("unlink"),
     rename: notImplemented("rename"),
+    readdir: notImplemented("readdir"),
+    readlink: notImplemented("readlink"),
+    geteuid: Effect.succeed(0),
     close: notImplemented("close"),
     fadvise: notImplemented("fadvise"),
     cachestat: notImplemented("cachestat"),

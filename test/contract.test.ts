@@ -1,7 +1,8 @@
 /** The simulated kernel answers every call as the real one does on the filesystem that it plays: the same script over both. */
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
-import { readdirSync, statSync } from "node:fs"
+import { readdirSync, statSync, symlinkSync } from "node:fs"
+import { join } from "node:path"
 import * as AlignedBuffer from "../src/AlignedBuffer.js"
 import * as SimulatedSyscalls from "../src/SimulatedSyscalls.js"
 import type { SyscallError, Syscalls as Kernel } from "../src/Syscalls.js"
@@ -13,7 +14,10 @@ import { describeReal, freshPath } from "./filesystems/real.js"
 const noFd = 999_983
 const huge = 17 * 1024 ** 4
 
-/** Makes calls below `directory` (which is there and empty) and writes down what each answered. */
+/** Symbolic links that are there before. */
+const links = [["link", "sub"], ["loop", "loop"]] as const
+
+/** Makes calls below `directory` (which is there and has `links` alone) and writes down what each answered. */
 const script = (directory: string) =>
   Effect.gen(function*() {
     const kernel = yield* Syscalls
@@ -175,6 +179,49 @@ const script = (directory: string) =>
       yield* ask("close", kernel.close(held))
     }
 
+    const byLink = yield* ask(
+      "open through a link",
+      kernel.open(`${directory}/link/${path.slice(path.lastIndexOf("/"))}`, O_RDWR)
+    )
+    const again = yield* ask("open", kernel.open(path, O_RDWR | O_NOFOLLOW))
+    const toLook = yield* ask("open to look", kernel.open(path, kernel.flags.O_PATH | O_NOFOLLOW))
+    if (byLink !== undefined && again !== undefined && toLook !== undefined) {
+      yield* ask("lock", kernel.fcntlSetLock(byLink))
+      yield* ask("lock again", kernel.fcntlSetLock(byLink))
+      yield* ask("lock what is locked", kernel.fcntlSetLock(again))
+      yield* ask("lock what is locked", kernel.fcntlSetLock(fd))
+      yield* ask("lock what is only looked at", kernel.fcntlSetLock(toLook))
+      yield* ask("close", kernel.close(toLook))
+      yield* ask("close", kernel.close(byLink))
+      yield* ask("lock what is free", kernel.fcntlSetLock(again))
+      yield* ask("lock what is locked", kernel.fcntlSetLock(fd))
+      yield* ask("close", kernel.close(again))
+      yield* ask("lock what is free", kernel.fcntlSetLock(fd))
+    }
+    yield* ask("readlink", kernel.readlink(`${directory}/link`), (target) => target)
+    yield* ask("readlink with a slash", kernel.readlink(`${directory}/link/`))
+    yield* ask("readlink of a loop", kernel.readlink(`${directory}/loop`), (target) => target)
+    yield* ask("readlink below a loop", kernel.readlink(`${directory}/loop/none`))
+    yield* ask("readlink of a file", kernel.readlink(path))
+    yield* ask("readlink of a directory", kernel.readlink(directory))
+    yield* ask("readlink of nothing", kernel.readlink(`${directory}/none`))
+    yield* ask("readlink, empty path", kernel.readlink(""))
+    yield* ask("open a link without following", kernel.open(`${directory}/link`, O_NOFOLLOW))
+    yield* ask("open a loop", kernel.open(`${directory}/loop`, O_RDWR))
+    const link = yield* ask("open a link to look", kernel.open(`${directory}/link`, kernel.flags.O_PATH | O_NOFOLLOW))
+    if (link !== undefined) {
+      yield* ask("its mode", kernel.statx(link), ({ mode }) => mode.toString(8))
+      yield* ask("close", kernel.close(link))
+    }
+    const named = (names: ReadonlyArray<string>) => [...names].sort().map((name) => name.replace(/-.{6}$/, "-"))
+    yield* ask("readdir", kernel.readdir(directory), named)
+    yield* ask("readdir below", kernel.readdir(`${directory}/sub/`), named)
+    yield* ask("readdir through a link", kernel.readdir(`${directory}/link`), named)
+    yield* ask("readdir of a file", kernel.readdir(path))
+    yield* ask("readdir of nothing", kernel.readdir(`${directory}/none`))
+    yield* ask("readdir below a file", kernel.readdir(`${path}/none`))
+    yield* ask("readdir of a loop", kernel.readdir(`${directory}/loop`))
+    yield* ask("readdir, empty path", kernel.readdir(""))
     yield* ask("unlink a directory", kernel.unlink(directory))
     yield* ask("unlink nothing", kernel.unlink(`${directory}/none`))
     yield* ask("unlink below a file", kernel.unlink(`${path}/none`))
@@ -190,6 +237,7 @@ const script = (directory: string) =>
 
     yield* ask("fcntl of no descriptor", kernel.fcntlGetFlags(noFd))
     yield* ask("fcntl of no descriptor", kernel.fcntlSetFlags(noFd, 0))
+    yield* ask("lock of no descriptor", kernel.fcntlSetLock(noFd))
     yield* ask("ioctl of no descriptor", kernel.ioctlGetFlags(noFd))
     yield* ask("ioctl of no descriptor", kernel.ioctlSetFlags(noFd, 0))
     yield* ask("fallocate of no descriptor", kernel.fallocate(noFd, 0, 0, 4096))
@@ -251,8 +299,13 @@ for (const [kind, profile] of played) {
         const directory = yield* freshPath
         const kernel = yield* Syscalls
         yield* kernel.mkdir(directory, 0o700)
+        for (const [name, target] of links) symlinkSync(target, join(directory, name))
         const real = yield* script(directory)
-        const played = yield* simulated({ profile, directories: ["/cache"] }, script("/cache"))
+        const played = yield* simulated({
+          profile,
+          directories: [{ path: "/cache", mode: 0o700 }],
+          links: links.map(([name, target]) => ({ path: `/cache/${name}`, target }))
+        }, script("/cache"))
         assert.deepStrictEqual(played, real)
       }))
   })

@@ -18,6 +18,7 @@ export interface Kernel {
   readonly open: (path: string, flags: number) => Effect.Effect<number>
   readonly fcntlGetFlags: (fd: number) => Effect.Effect<number>
   readonly fcntlSetFlags: (fd: number, flags: number) => Effect.Effect<number>
+  readonly fcntlSetLock: (fd: number) => Effect.Effect<number>
   readonly ioctlGetFlags: (fd: number, flags: Out<number>) => Effect.Effect<number>
   readonly ioctlSetFlags: (fd: number, flags: number) => Effect.Effect<number>
   readonly fallocate: (fd: number, mode: number, offset: number, length: number) => Effect.Effect<number>
@@ -29,6 +30,9 @@ export interface Kernel {
   readonly fstatfs: (fd: number, out: Out<Statfs>) => Effect.Effect<number>
   readonly unlink: (path: string) => Effect.Effect<number>
   readonly rename: (from: string, to: string) => Effect.Effect<number>
+  readonly readdir: (path: string, names: Out<ReadonlyArray<string>>) => Effect.Effect<number>
+  readonly readlink: (path: string, target: Out<string>) => Effect.Effect<number>
+  readonly geteuid: Effect.Effect<number>
   readonly close: (fd: number) => Effect.Effect<number>
   readonly fadvise: (fd: number, offset: number, length: number, advice: number) => Effect.Effect<number>
   readonly cachestat: (fd: number, offset: number, length: number, out: Out<CacheStat>) => Effect.Effect<number>
@@ -97,6 +101,7 @@ export const fromKernel = (kernel: Kernel): Syscalls => ({
   open: (path, flags) => call("open", { path }, kernel.open(path, flags)),
   fcntlGetFlags: (fd) => call("fcntlGetFlags", { fd }, kernel.fcntlGetFlags(fd)),
   fcntlSetFlags: (fd, flags) => Effect.asVoid(call("fcntlSetFlags", { fd }, kernel.fcntlSetFlags(fd, flags))),
+  fcntlSetLock: (fd) => Effect.asVoid(call("fcntlSetLock", { fd }, kernel.fcntlSetLock(fd))),
   ioctlGetFlags: (fd) =>
     Effect.map(
       callOut<number>("ioctlGetFlags", { fd }, (flags) => kernel.ioctlGetFlags(fd, flags)),
@@ -113,6 +118,17 @@ export const fromKernel = (kernel: Kernel): Syscalls => ({
   fstatfs: (fd) => Effect.map(callOut<Statfs>("fstatfs", { fd }, (out) => kernel.fstatfs(fd, out)), (out) => out.value),
   unlink: (path) => Effect.asVoid(call("unlink", { path }, kernel.unlink(path))),
   rename: (from, to) => Effect.asVoid(call("rename", { path: from }, kernel.rename(from, to))),
+  readdir: (path) =>
+    Effect.map(
+      callOut<ReadonlyArray<string>>("readdir", { path }, (names) => kernel.readdir(path, names)),
+      (out) => out.value
+    ),
+  readlink: (path) =>
+    Effect.map(
+      callOut<string>("readlink", { path }, (target) => kernel.readlink(path, target)),
+      (out) => out.value
+    ),
+  geteuid: kernel.geteuid,
   close: (fd) => Effect.asVoid(call("close", { fd }, kernel.close(fd), 0)),
   fadvise: (fd, offset, length, advice) =>
     Effect.asVoid(call("fadvise", { fd }, kernel.fadvise(fd, offset, length, advice))),

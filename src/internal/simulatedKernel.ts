@@ -1,12 +1,13 @@
-/** The in-memory kernel: inodes, names, descriptors and space, behind the same seam as the real one. */
+/** The in-memory kernel: inodes, names, space, and processes with their descriptors, behind the same seam as the real one. */
 import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Fiber from "effect/Fiber"
 import * as FiberId from "effect/FiberId"
 import { Buffer } from "node:buffer"
 import type { Fault, JournalEntry, Leaks, Profile, SimulatedKernel, SimulatedOptions } from "../SimulatedSyscalls.js"
-import type { ErrnoCode, OpenFlags, Statx, SyscallName } from "../Syscalls.js"
-import { errnos, FS_NOCOW_FL, POSIX_FADV_DONTNEED, S_IFREG } from "../Syscalls.js"
+import type { ErrnoCode, OpenFlags, Statx, SyscallName, Syscalls } from "../Syscalls.js"
+import { errnos, FS_NOCOW_FL, POSIX_FADV_DONTNEED, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG } from "../Syscalls.js"
+import { fromKernel } from "./kernel.js"
 import type { Kernel } from "./kernel.js"
 import type { Transfer } from "./simulatedDevice.js"
 import { addressAlignment } from "./slab.js"
@@ -134,8 +135,12 @@ const flags: OpenFlags = {
 const O_ACCMODE = 0x3
 const O_WRONLY = 0x1
 
-const regularMode = S_IFREG | 0o600
-const directoryMode = 0o040_700
+/** Of directories that are there from the start; everybody's `/tmp` is sticky. */
+const directoryPermissions = new Map([["/tmp", 0o1777]])
+const defaultDirectoryPermissions = 0o755
+const defaultUid = 1000
+/** As in Linux, of one look-up. */
+const maxLinks = 40
 
 // uapi/linux/fiemap.h
 const FIEMAP_EXTENT_LAST = 0x1
@@ -150,9 +155,17 @@ const firstFd = 3
 
 const zeros = Buffer.alloc(blockBytes)
 
-interface File {
+/** What a name can name; a directory has no more to it than that it is there. */
+interface Inode {
   readonly inode: bigint
+  /** `S_IFMT` and permissions, which are told and not enforced. */
   readonly mode: number
+  readonly uid: number
+  /** Of a symbolic link. */
+  readonly target?: string
+}
+
+interface File extends Inode {
   /** Allocated blocks by number; `undefined` reads as zeros. */
   readonly blocks: Map<number, Uint8Array | undefined>
   /** Those of them that were written. */
@@ -163,6 +176,8 @@ interface File {
   links: number
   descriptors: number
   inodeFlags: number
+  /** Who has it locked. */
+  lock: Description | undefined
 }
 
 interface Description {
@@ -170,74 +185,133 @@ interface Description {
   flags: number
 }
 
+interface Process {
+  /** Undefined for the first one. */
+  readonly id: number | undefined
+  readonly uid: number
+  readonly descriptions: Map<number, Description>
+  readonly mappings: Map<number, { readonly file: File; readonly pages: ReadonlyArray<number> }>
+  killed: boolean
+}
+
+const isFile = (inode: Inode): inode is File => (inode.mode & S_IFMT) === S_IFREG
+const isDirectory = (inode: Inode) => (inode.mode & S_IFMT) === S_IFDIR
+
 type Answer = number | ErrnoCode
 
 export const make = (
   options: SimulatedOptions
 ): {
-  readonly kernel: Kernel
+  readonly syscalls: Syscalls
   readonly control: Omit<SimulatedKernel, symbol>
   /** What a device does with one operation, without faults: those are its own. */
   readonly transfer: Transfer
 } => {
-  const { capacity = 1024 ** 3, directories = ["/tmp"], files = [], maxFds = 1024, profile = "ext4" } = options
+  const {
+    capacity = 1024 ** 3,
+    directories = ["/tmp"],
+    files = [],
+    links = [],
+    maxFds = 1024,
+    profile = "ext4",
+    uid = defaultUid
+  } = options
   const filesystem = filesystems[profile]
-  const names = new Map<string, File | "directory">([["", "directory"]])
-  const initial = new Set<string>()
-  const descriptions = new Map<number, Description>()
-  const mappings = new Map<number, { readonly file: File; readonly pages: ReadonlyArray<number> }>()
   let nextAddress = 0x7f00_0000_0000
   let nextInode = 11n
   let nextName = 0
   let used = 0
 
-  // Paths: absolute, or from the root; "." and ".." as names.
+  const newInode = (mode: number, uid: number): Inode => ({ inode: nextInode++, mode, uid })
 
-  const components = (path: string): Array<string> => {
-    const parts: Array<string> = []
-    for (const part of path.split("/")) {
-      if (part === "..") parts.pop()
-      else if (part !== "" && part !== ".") parts.push(part)
-    }
-    return parts
-  }
-
-  /** The canonical path of a name whose directory exists, or why there is none. */
-  const lookup = (path: string): { readonly path: string } | ErrnoCode => {
-    if (path === "") return "ENOENT"
-    if (Buffer.byteLength(path) >= pathMax) return "ENAMETOOLONG"
-    const parts = components(path)
-    let at = ""
-    for (const [index, part] of parts.entries()) {
-      const directory = names.get(at)
-      if (directory === undefined) return "ENOENT"
-      if (directory !== "directory") return "ENOTDIR"
-      if (Buffer.byteLength(part) > nameMax) return "ENAMETOOLONG"
-      at = `/${parts.slice(0, index + 1).join("/")}`
-    }
-    return { path: at }
-  }
-
-  const newFile = (mode = regularMode): File => ({
-    inode: nextInode++,
-    mode,
+  const newFile = (inode: Inode): File => ({
+    ...inode,
     blocks: new Map(),
     written: new Set(),
     cached: new Set(),
     size: 0,
     links: 1,
     descriptors: 0,
-    inodeFlags: 0
+    inodeFlags: 0,
+    lock: undefined
   })
 
-  for (const path of directories) {
-    const parts = components(path)
-    parts.forEach((_, index) => names.set(`/${parts.slice(0, index + 1).join("/")}`, "directory"))
+  const names = new Map<string, Inode>([["", newInode(S_IFDIR | defaultDirectoryPermissions, 0)]])
+  const initial = new Set<string>()
+  const processes: Array<Process> = []
+  const startProcess = (uid: number): Process => {
+    const process: Process = {
+      id: processes.length === 0 ? undefined : processes.length,
+      uid,
+      descriptions: new Map(),
+      mappings: new Map(),
+      killed: false
+    }
+    processes.push(process)
+    return process
   }
-  for (const path of files) {
-    const canonical = `/${components(path).join("/")}`
-    names.set(canonical, newFile())
-    initial.add(canonical)
+  const first = startProcess(uid)
+
+  // Paths: absolute, or from the root.
+
+  /**
+   * The canonical path of a name whose directory exists, or why there is none. A link at the end, without a slash behind it, is what is named, unless `follow`.
+   */
+  const lookup = (path: string, follow = false): { readonly path: string } | ErrnoCode => {
+    if (path === "") return "ENOENT"
+    if (Buffer.byteLength(path) >= pathMax) return "ENAMETOOLONG"
+    const parts = path.split("/").reverse()
+    let at = ""
+    let followed = 0
+    for (let part = parts.pop(); part !== undefined; part = parts.pop()) {
+      if (part === "" || part === ".") continue
+      const directory = names.get(at)
+      if (directory === undefined) return "ENOENT"
+      if (!isDirectory(directory)) return "ENOTDIR"
+      if (part === "..") {
+        at = at.slice(0, Math.max(0, at.lastIndexOf("/")))
+        continue
+      }
+      if (Buffer.byteLength(part) > nameMax) return "ENAMETOOLONG"
+      const target = names.get(`${at}/${part}`)?.target
+      if (target === undefined || (!follow && parts.length === 0)) {
+        at = `${at}/${part}`
+        continue
+      }
+      followed += 1
+      if (followed > maxLinks) return "ELOOP"
+      if (target.startsWith("/")) at = ""
+      parts.push(...target.split("/").reverse())
+    }
+    return { path: at }
+  }
+
+  /** As many directories as are missing. */
+  const place = (path: string, permissions: number | undefined, owner: number) => {
+    const parts = path.split("/").filter((part) => part !== "")
+    parts.forEach((_, index) => {
+      const directory = `/${parts.slice(0, index + 1).join("/")}`
+      const last = index === parts.length - 1
+      if (names.has(directory) && !last) return
+      const asked = last ? permissions : undefined
+      const mode = asked ?? directoryPermissions.get(directory) ?? defaultDirectoryPermissions
+      names.set(directory, newInode(S_IFDIR | mode, last ? owner : 0))
+    })
+  }
+  for (const directory of directories) {
+    const { mode, path, uid: owner = 0 } = typeof directory === "string" ? { path: directory } : directory
+    place(path, mode, owner)
+  }
+  for (const { path, target, uid: owner = 0 } of links) {
+    names.set(path, { ...newInode(S_IFLNK | 0o777, owner), target })
+    initial.add(path)
+  }
+  for (const file of files) {
+    const { path, uid: owner = uid } = typeof file === "string" ? { path: file } : file
+    const canonical = lookup(path)
+    if (typeof canonical === "string") throw new RangeError(`no directory for ${path}: ${canonical}`)
+    names.set(canonical.path, newFile(newInode(S_IFREG | 0o600, owner)))
+    initial.add(canonical.path)
   }
 
   // Space
@@ -260,7 +334,7 @@ export const make = (
     file.cached.clear()
   }
 
-  const openFile = (file: File, openFlags: number): Answer => {
+  const openFile = ({ descriptions }: Process, file: File, openFlags: number): Answer => {
     if (descriptions.size >= maxFds) return "EMFILE"
     let fd = firstFd
     while (descriptions.has(fd)) fd++
@@ -269,9 +343,22 @@ export const make = (
     return fd
   }
 
-  const withDescription = (fd: number, use: (description: Description) => Answer): Answer => {
+  const descriptionOf = (
+    { descriptions }: Process,
+    fd: number,
+    use: (description: Description) => Answer
+  ): Answer => {
     const description = descriptions.get(fd)
     return description === undefined ? "EBADF" : use(description)
+  }
+
+  const closeFile = ({ descriptions }: Process, fd: number, description: Description): Answer => {
+    const { file } = description
+    descriptions.delete(fd)
+    if (file.lock === description) file.lock = undefined
+    file.descriptors -= 1
+    forget(file)
+    return 0
   }
 
   const misaligned = ({ flags: held }: Description, bytes: Uint8Array, offset: number): boolean => {
@@ -288,7 +375,9 @@ export const make = (
   }
 
   const isMapped = (file: File, page: number) =>
-    [...mappings.values()].some((mapping) => mapping.file === file && mapping.pages.includes(page))
+    processes.some(({ mappings }) =>
+      [...mappings.values()].some((mapping) => mapping.file === file && mapping.pages.includes(page))
+    )
 
   /** What a transfer leaves in the page cache. */
   const cache = (kind: "read" | "write", { file, flags: held }: Description, offset: number, length: number) => {
@@ -368,58 +457,6 @@ export const make = (
     )
   }
 
-  /** One call: `run` answers it, given the most bytes that it may move. */
-  const perform = (
-    syscall: SyscallName,
-    details: Pick<JournalEntry, "path" | "to" | "fd" | "offset" | "length" | "memory">,
-    run: (most: number) => Answer
-  ): Effect.Effect<number> =>
-    Effect.suspend(() => {
-      const call = ++calls
-      const nth = (counts.get(syscall) ?? 0) + 1
-      counts.set(syscall, nth)
-      const due = faults.filter((fault) =>
-        fault.syscall === undefined ? fault.nth === call : fault.syscall === syscall && fault.nth === nth
-      )
-      let failure: ErrnoCode | undefined
-      let most = Infinity
-      let late: Duration.DurationInput | undefined
-      for (const { outcome } of due) {
-        if (outcome._tag === "Fail") failure = outcome.code
-        else if (outcome._tag === "Short") most = outcome.bytes
-        else late = outcome.duration
-      }
-      const answer = Effect.sync(() => {
-        // Linux frees the descriptor of a close that fails; ENOENT from unlink means that the name is gone.
-        const happens = failure === undefined || syscall === "close" || (syscall === "unlink" && failure === "ENOENT")
-        const answered = happens ? run(most) : 0
-        const result = failure ?? answered
-        const code = typeof result === "string" ? -errnos[result] : result
-        journal.push({ call, syscall, ...details, result })
-        return code
-      })
-      return interrupt(call, "before").pipe(
-        Effect.zipRight(Effect.uninterruptible(
-          interrupt(call, "during").pipe(
-            Effect.zipRight(late === undefined ? Effect.void : Effect.sleep(late)),
-            Effect.zipRight(answer)
-          )
-        )),
-        Effect.zipLeft(interrupt(call, "after"))
-      )
-    })
-
-  const create = (prefix: string, openFlags: number, path: { value?: string }): Answer => {
-    const name = lookup(`${prefix}${(nextName++).toString(36).padStart(6, "0")}`)
-    if (typeof name === "string") return name
-    if (descriptions.size >= maxFds) return "EMFILE"
-    const file = newFile()
-    names.set(name.path, file)
-    path.value = name.path
-    if ((openFlags & flags.O_DIRECT) !== 0 && filesystem.openDirect === "refused") return "EINVAL"
-    return openFile(file, openFlags | flags.O_RDWR)
-  }
-
   const isBelow = (path: string, directory: string) => path.startsWith(`${directory}/`)
 
   /** In the order in which the kernel looks: the two directories, then the two names, then what they name. */
@@ -431,17 +468,17 @@ export const make = (
     if (source.path === "" || target.path === "") return "EBUSY"
     const moved = names.get(source.path)
     if (moved === undefined) return "ENOENT"
-    if (moved !== "directory" && (from.endsWith("/") || to.endsWith("/"))) return "ENOTDIR"
+    if (!isDirectory(moved) && (from.endsWith("/") || to.endsWith("/"))) return "ENOTDIR"
     if (isBelow(target.path, source.path)) return "EINVAL"
     if (isBelow(source.path, target.path)) return "ENOTEMPTY"
     const replaced = names.get(target.path)
     if (replaced === moved && source.path === target.path) return 0
     if (replaced !== undefined) {
-      if (moved !== "directory" && replaced === "directory") return "EISDIR"
-      if (moved === "directory" && replaced !== "directory") return "ENOTDIR"
+      if (!isDirectory(moved) && isDirectory(replaced)) return "EISDIR"
+      if (isDirectory(moved) && !isDirectory(replaced)) return "ENOTDIR"
       if ([...names.keys()].some((path) => isBelow(path, target.path))) return "ENOTEMPTY"
     }
-    if (replaced !== undefined && replaced !== "directory") {
+    if (replaced !== undefined && isFile(replaced)) {
       replaced.links -= 1
       forget(replaced)
     }
@@ -453,222 +490,331 @@ export const make = (
     return 0
   }
 
-  const kernel: Kernel = {
-    flags,
-    pageSize: blockBytes,
-    mkdir: (path) =>
-      perform("mkdir", { path }, () => {
-        const name = lookup(path)
-        if (typeof name === "string") return name
-        if (names.has(name.path)) return "EEXIST"
-        names.set(name.path, "directory")
-        return 0
-      }),
-    mkostemp: (prefix, openFlags, path) => perform("mkostemp", { path: prefix }, () => create(prefix, openFlags, path)),
-    open: (path, openFlags) =>
-      perform("open", { path }, () => {
-        const name = lookup(path)
-        const reopened = /^\/proc\/self\/fd\/(\d+)$/.exec(path)?.[1]
-        const file = reopened !== undefined
-          ? descriptions.get(Number(reopened))?.file
-          : typeof name === "string"
-          ? name
-          : names.get(name.path)
-        if (file === undefined) return "ENOENT"
-        if (file === "directory") {
-          if ((openFlags & flags.O_TMPFILE) === flags.O_TMPFILE) {
-            const nameless = { ...newFile(), links: 0 }
-            return filesystem.tmpfile ? openFile(nameless, openFlags & ~flags.O_TMPFILE) : "EOPNOTSUPP"
-          }
-          const held = { ...newFile(directoryMode), links: 0 }
-          return (openFlags & O_ACCMODE) === 0 ? openFile(held, openFlags) : "EISDIR"
+  const create = (process: Process, prefix: string, openFlags: number, path: { value?: string }): Answer => {
+    const name = lookup(`${prefix}${(nextName++).toString(36).padStart(6, "0")}`)
+    if (typeof name === "string") return name
+    if (process.descriptions.size >= maxFds) return "EMFILE"
+    const file = newFile(newInode(S_IFREG | 0o600, process.uid))
+    names.set(name.path, file)
+    path.value = name.path
+    if ((openFlags & flags.O_DIRECT) !== 0 && filesystem.openDirect === "refused") return "EINVAL"
+    return openFile(process, file, openFlags | flags.O_RDWR)
+  }
+
+  /** The calls of one process. */
+  const kernelOf = (process: Process): Kernel => {
+    /** One call: `run` answers it, given the most bytes that it may move. */
+    const perform = (
+      syscall: SyscallName,
+      details: Pick<JournalEntry, "path" | "to" | "fd" | "offset" | "length" | "memory">,
+      run: (most: number) => Answer
+    ): Effect.Effect<number> =>
+      Effect.suspend(() => {
+        if (process.killed) return Effect.never
+        const call = ++calls
+        const nth = (counts.get(syscall) ?? 0) + 1
+        counts.set(syscall, nth)
+        const due = faults.filter((fault) =>
+          fault.syscall === undefined ? fault.nth === call : fault.syscall === syscall && fault.nth === nth
+        )
+        let failure: ErrnoCode | undefined
+        let most = Infinity
+        let late: Duration.DurationInput | undefined
+        for (const { outcome } of due) {
+          if (outcome._tag === "Fail") failure = outcome.code
+          else if (outcome._tag === "Short") most = outcome.bytes
+          else late = outcome.duration
         }
-        if (typeof file === "string") return file
-        if ((openFlags & flags.O_DIRECTORY) !== 0) return "ENOTDIR"
-        if ((openFlags & flags.O_DIRECT) !== 0 && filesystem.openDirect === "refused") return "EINVAL"
-        return openFile(file, openFlags)
-      }),
-    fcntlGetFlags: (fd) =>
-      perform("fcntlGetFlags", { fd }, () => withDescription(fd, (description) => description.flags)),
-    fcntlSetFlags: (fd, newFlags) =>
-      perform("fcntlSetFlags", { fd }, () =>
-        withDescription(fd, (description) => {
-          if ((newFlags & flags.O_DIRECT) !== 0 && filesystem.setDirect === "refused") return "EINVAL"
-          if (filesystem.setDirect !== "ignored") {
-            description.flags = (description.flags & ~flags.O_DIRECT) | (newFlags & flags.O_DIRECT)
-          }
-          return 0
-        })),
-    ioctlGetFlags: (fd, out) =>
-      perform("ioctlGetFlags", { fd }, () =>
-        withDescription(fd, ({ file }) => {
-          if (filesystem.inodeFlags === "none") return "ENOTTY"
-          out.value = file.inodeFlags
-          return 0
-        })),
-    ioctlSetFlags: (fd, inodeFlags) =>
-      perform("ioctlSetFlags", { fd }, () =>
-        withDescription(fd, ({ file }) => {
-          if (filesystem.inodeFlags === "none") return "ENOTTY"
-          if ((inodeFlags & FS_NOCOW_FL) !== 0 && filesystem.inodeFlags === "no nocow") return "EOPNOTSUPP"
-          // btrfs says yes and does nothing once there is data.
-          if (file.size === 0) file.inodeFlags = inodeFlags
-          return 0
-        })),
-    fallocate: (fd, mode, offset, length) =>
-      perform("fallocate", { fd, offset, length }, () =>
-        withDescription(fd, ({ file }) => {
-          if (offset < 0 || length <= 0) return "EINVAL"
-          if (!filesystem.fallocate || mode !== 0) return "EOPNOTSUPP"
-          if (offset + length > filesystem.maxFileBytes) return "EFBIG"
-          const last = Math.ceil((offset + length) / blockBytes)
-          for (let block = Math.floor(offset / blockBytes); block < last; block++) {
-            if (!reserve(file, block)) return "ENOSPC"
-          }
-          file.size = Math.max(file.size, offset + length)
-          return 0
-        })),
-    ftruncate: (fd, length) =>
-      perform("ftruncate", { fd, length }, () =>
-        withDescription(fd, ({ file }) => {
-          if (length < 0) return "EINVAL"
-          if (length > filesystem.maxFileBytes) return "EFBIG"
-          for (const [block, bytes] of file.blocks) {
-            if (block * blockBytes >= length) {
-              file.blocks.delete(block)
-              file.written.delete(block)
-              file.cached.delete(block)
-              used -= blockBytes
-            } else bytes?.fill(0, Math.min(blockBytes, length - block * blockBytes))
-          }
-          file.size = length
-          return 0
-        })),
-    pread: (fd, into, offset) =>
-      perform(
-        "pread",
-        { fd, offset, length: into.byteLength, memory: addressAlignment(into) },
-        (most) =>
-          withDescription(fd, (description) => {
-            if ((description.flags & O_ACCMODE) === O_WRONLY) return "EBADF"
-            if (offset < 0 || misaligned(description, into, offset)) return "EINVAL"
-            return read(description, into.subarray(0, Math.min(most, into.byteLength)), offset)
+        const answer = Effect.suspend(() => {
+          if (process.killed) return Effect.never
+          // Linux frees the descriptor of a close that fails; ENOENT from unlink means that the name is gone.
+          const happens = failure === undefined || syscall === "close" || (syscall === "unlink" && failure === "ENOENT")
+          const answered = happens ? run(most) : 0
+          const result = failure ?? answered
+          const code = typeof result === "string" ? -errnos[result] : result
+          journal.push({
+            call,
+            syscall,
+            ...details,
+            result,
+            ...(process.id === undefined ? {} : { process: process.id })
           })
-      ),
-    pwrite: (fd, from, offset) =>
-      perform(
-        "pwrite",
-        { fd, offset, length: from.byteLength, memory: addressAlignment(from) },
-        (most) =>
+          return Effect.succeed(code)
+        })
+        return interrupt(call, "before").pipe(
+          Effect.zipRight(Effect.uninterruptible(
+            interrupt(call, "during").pipe(
+              Effect.zipRight(late === undefined ? Effect.void : Effect.sleep(late)),
+              Effect.zipRight(answer)
+            )
+          )),
+          Effect.zipLeft(interrupt(call, "after"))
+        )
+      })
+
+    const withDescription = (fd: number, use: (description: Description) => Answer): Answer =>
+      descriptionOf(process, fd, use)
+
+    const kernel: Kernel = {
+      flags,
+      pageSize: blockBytes,
+      mkdir: (path, mode) =>
+        perform("mkdir", { path }, () => {
+          const name = lookup(path)
+          if (typeof name === "string") return name
+          if (names.has(name.path)) return "EEXIST"
+          names.set(name.path, newInode(S_IFDIR | mode, process.uid))
+          return 0
+        }),
+      mkostemp: (prefix, openFlags, path) =>
+        perform("mkostemp", { path: prefix }, () => create(process, prefix, openFlags, path)),
+      open: (path, openFlags) =>
+        perform("open", { path }, () => {
+          const reopened = /^\/proc\/self\/fd\/(\d+)$/.exec(path)?.[1]
+          const name = lookup(path, (openFlags & flags.O_NOFOLLOW) === 0)
+          const inode = reopened !== undefined
+            ? process.descriptions.get(Number(reopened))?.file
+            : typeof name === "string"
+            ? name
+            : names.get(name.path)
+          if (inode === undefined) return "ENOENT"
+          if (typeof inode === "string") return inode
+          const onlyNamed = (openFlags & flags.O_PATH) !== 0
+          if (isDirectory(inode)) {
+            if ((openFlags & flags.O_TMPFILE) === flags.O_TMPFILE) {
+              const nameless = { ...newFile(newInode(S_IFREG | 0o600, process.uid)), links: 0 }
+              return filesystem.tmpfile ? openFile(process, nameless, openFlags & ~flags.O_TMPFILE) : "EOPNOTSUPP"
+            }
+            const held = { ...newFile(inode), links: 0 }
+            return onlyNamed || (openFlags & O_ACCMODE) === 0
+              ? openFile(process, held, openFlags & ~O_ACCMODE)
+              : "EISDIR"
+          }
+          if ((openFlags & flags.O_DIRECTORY) !== 0) return "ENOTDIR"
+          if (!isFile(inode)) return onlyNamed ? openFile(process, newFile(inode), openFlags) : "ELOOP"
+          if ((openFlags & flags.O_DIRECT) !== 0 && filesystem.openDirect === "refused") return "EINVAL"
+          return openFile(process, inode, openFlags)
+        }),
+      fcntlGetFlags: (fd) =>
+        perform("fcntlGetFlags", { fd }, () => withDescription(fd, (description) => description.flags)),
+      fcntlSetFlags: (fd, newFlags) =>
+        perform("fcntlSetFlags", { fd }, () =>
           withDescription(fd, (description) => {
-            if ((description.flags & O_ACCMODE) === 0) return "EBADF"
-            if (offset < 0 || misaligned(description, from, offset)) return "EINVAL"
-            if (offset + from.byteLength > filesystem.maxFileBytes) return "EFBIG"
-            return write(description, from.subarray(0, Math.min(most, from.byteLength)), offset)
-          })
-      ),
-    fdatasync: (fd) => perform("fdatasync", { fd }, () => withDescription(fd, () => 0)),
-    statx: (fd, out) =>
-      perform("statx", { fd }, () =>
-        withDescription(fd, ({ file }) => {
-          out.value = {
-            deviceMajor: 8,
-            deviceMinor: 1,
-            inode: file.inode,
-            links: file.links,
-            mode: file.mode,
-            attributes: 0,
-            mountId: 1,
-            size: file.size,
-            allocated: file.blocks.size * blockBytes,
-            directIo: filesystem.directIo
+            if ((newFlags & flags.O_DIRECT) !== 0 && filesystem.setDirect === "refused") return "EINVAL"
+            if (filesystem.setDirect !== "ignored") {
+              description.flags = (description.flags & ~flags.O_DIRECT) | (newFlags & flags.O_DIRECT)
+            }
+            return 0
+          })),
+      fcntlSetLock: (fd) =>
+        perform("fcntlSetLock", { fd }, () =>
+          withDescription(fd, (description) => {
+            const { file, flags: held } = description
+            if ((held & O_ACCMODE) === 0) return "EBADF"
+            if (file.lock !== undefined && file.lock !== description) return "EAGAIN"
+            file.lock = description
+            return 0
+          })),
+      ioctlGetFlags: (fd, out) =>
+        perform("ioctlGetFlags", { fd }, () =>
+          withDescription(fd, ({ file }) => {
+            if (filesystem.inodeFlags === "none") return "ENOTTY"
+            out.value = file.inodeFlags
+            return 0
+          })),
+      ioctlSetFlags: (fd, inodeFlags) =>
+        perform("ioctlSetFlags", { fd }, () =>
+          withDescription(fd, ({ file }) => {
+            if (filesystem.inodeFlags === "none") return "ENOTTY"
+            if ((inodeFlags & FS_NOCOW_FL) !== 0 && filesystem.inodeFlags === "no nocow") return "EOPNOTSUPP"
+            // btrfs says yes and does nothing once there is data.
+            if (file.size === 0) file.inodeFlags = inodeFlags
+            return 0
+          })),
+      fallocate: (fd, mode, offset, length) =>
+        perform("fallocate", { fd, offset, length }, () =>
+          withDescription(fd, ({ file }) => {
+            if (offset < 0 || length <= 0) return "EINVAL"
+            if (!filesystem.fallocate || mode !== 0) return "EOPNOTSUPP"
+            if (offset + length > filesystem.maxFileBytes) return "EFBIG"
+            const last = Math.ceil((offset + length) / blockBytes)
+            for (let block = Math.floor(offset / blockBytes); block < last; block++) {
+              if (!reserve(file, block)) return "ENOSPC"
+            }
+            file.size = Math.max(file.size, offset + length)
+            return 0
+          })),
+      ftruncate: (fd, length) =>
+        perform("ftruncate", { fd, length }, () =>
+          withDescription(fd, ({ file }) => {
+            if (length < 0) return "EINVAL"
+            if (length > filesystem.maxFileBytes) return "EFBIG"
+            for (const [block, bytes] of file.blocks) {
+              if (block * blockBytes >= length) {
+                file.blocks.delete(block)
+                file.written.delete(block)
+                file.cached.delete(block)
+                used -= blockBytes
+              } else bytes?.fill(0, Math.min(blockBytes, length - block * blockBytes))
+            }
+            file.size = length
+            return 0
+          })),
+      pread: (fd, into, offset) =>
+        perform(
+          "pread",
+          { fd, offset, length: into.byteLength, memory: addressAlignment(into) },
+          (most) =>
+            withDescription(fd, (description) => {
+              if ((description.flags & O_ACCMODE) === O_WRONLY) return "EBADF"
+              if (offset < 0 || misaligned(description, into, offset)) return "EINVAL"
+              return read(description, into.subarray(0, Math.min(most, into.byteLength)), offset)
+            })
+        ),
+      pwrite: (fd, from, offset) =>
+        perform(
+          "pwrite",
+          { fd, offset, length: from.byteLength, memory: addressAlignment(from) },
+          (most) =>
+            withDescription(fd, (description) => {
+              if ((description.flags & O_ACCMODE) === 0) return "EBADF"
+              if (offset < 0 || misaligned(description, from, offset)) return "EINVAL"
+              if (offset + from.byteLength > filesystem.maxFileBytes) return "EFBIG"
+              return write(description, from.subarray(0, Math.min(most, from.byteLength)), offset)
+            })
+        ),
+      fdatasync: (fd) => perform("fdatasync", { fd }, () => withDescription(fd, () => 0)),
+      statx: (fd, out) =>
+        perform("statx", { fd }, () =>
+          withDescription(fd, ({ file }) => {
+            out.value = {
+              deviceMajor: 8,
+              deviceMinor: 1,
+              inode: file.inode,
+              links: file.links,
+              mode: file.mode,
+              uid: file.uid,
+              attributes: 0,
+              mountId: 1,
+              size: file.size,
+              allocated: file.blocks.size * blockBytes,
+              directIo: filesystem.directIo
+            }
+            return 0
+          })),
+      fstatfs: (fd, out) =>
+        perform("fstatfs", { fd }, () =>
+          withDescription(fd, () => {
+            out.value = {
+              type: filesystem.type,
+              blockSize: blockBytes,
+              total: capacity,
+              free: free(),
+              available: free()
+            }
+            return 0
+          })),
+      unlink: (path) =>
+        perform("unlink", { path }, () => {
+          const name = lookup(path)
+          if (typeof name === "string") return name
+          const inode = names.get(name.path)
+          if (inode === undefined) return "ENOENT"
+          if (isDirectory(inode)) return "EISDIR"
+          names.delete(name.path)
+          if (isFile(inode)) {
+            inode.links -= 1
+            forget(inode)
           }
           return 0
-        })),
-    fstatfs: (fd, out) =>
-      perform("fstatfs", { fd }, () =>
-        withDescription(fd, () => {
-          out.value = { type: filesystem.type, blockSize: blockBytes, total: capacity, free: free(), available: free() }
+        }),
+      rename: (path, to) => perform("rename", { path, to }, () => rename(path, to)),
+      readdir: (path, out) =>
+        perform("readdir", { path }, () => {
+          const name = lookup(path, true)
+          if (typeof name === "string") return name
+          const inode = names.get(name.path)
+          if (inode === undefined) return "ENOENT"
+          if (!isDirectory(inode)) return "ENOTDIR"
+          const parent = `${name.path}/`
+          out.value = [...names.keys()].flatMap((path) => {
+            const rest = path.slice(parent.length)
+            return path.startsWith(parent) && !rest.includes("/") ? [rest] : []
+          })
           return 0
-        })),
-    unlink: (path) =>
-      perform("unlink", { path }, () => {
-        const name = lookup(path)
-        if (typeof name === "string") return name
-        const file = names.get(name.path)
-        if (file === undefined) return "ENOENT"
-        if (file === "directory") return "EISDIR"
-        names.delete(name.path)
-        file.links -= 1
-        forget(file)
-        return 0
-      }),
-    rename: (path, to) => perform("rename", { path, to }, () => rename(path, to)),
-    close: (fd) =>
-      perform("close", { fd }, () =>
-        withDescription(fd, ({ file }) => {
-          descriptions.delete(fd)
-          file.descriptors -= 1
-          forget(file)
+        }),
+      readlink: (path, out) =>
+        perform("readlink", { path }, () => {
+          const name = lookup(path)
+          if (typeof name === "string") return name
+          const inode = names.get(name.path)
+          if (inode?.target === undefined) return inode === undefined ? "ENOENT" : "EINVAL"
+          out.value = inode.target
           return 0
-        })),
-    fadvise: (fd, offset, length, advice) =>
-      perform("fadvise", { fd, offset, length }, () =>
-        withDescription(fd, ({ file }) => {
-          if (advice !== POSIX_FADV_DONTNEED || filesystem.pageCache === "used") return 0
-          for (const page of pagesOf(file, offset, length)) if (!isMapped(file, page)) file.cached.delete(page)
+        }),
+      geteuid: Effect.succeed(process.uid),
+      close: (fd) =>
+        perform("close", { fd }, () => withDescription(fd, (description) => closeFile(process, fd, description))),
+      fadvise: (fd, offset, length, advice) =>
+        perform("fadvise", { fd, offset, length }, () =>
+          withDescription(fd, ({ file }) => {
+            if (advice !== POSIX_FADV_DONTNEED || filesystem.pageCache === "used") return 0
+            for (const page of pagesOf(file, offset, length)) if (!isMapped(file, page)) file.cached.delete(page)
+            return 0
+          })),
+      cachestat: (fd, offset, length, out) =>
+        perform("cachestat", { fd, offset, length }, () =>
+          withDescription(fd, ({ file }) => {
+            const cached = pagesOf(file, offset, length).filter((page) => file.cached.has(page)).length
+            out.value = { cached, dirty: 0, writeback: 0 }
+            return 0
+          })),
+      fiemap: (fd, offset, length, out) =>
+        perform("fiemap", { fd, offset, length }, () =>
+          withDescription(fd, ({ file }) => {
+            if (!filesystem.fiemap) return "EOPNOTSUPP"
+            const last = Math.max(...file.blocks.keys())
+            out.value = [...file.blocks.keys()]
+              .filter((block) => (block + 1) * blockBytes > offset && block * blockBytes < offset + length)
+              .sort((a, b) => a - b)
+              .slice(0, fiemapExtents)
+              .map((block) => ({
+                logical: block * blockBytes,
+                physical: (1024 + block) * blockBytes,
+                length: blockBytes,
+                flags: (file.written.has(block) ? 0 : FIEMAP_EXTENT_UNWRITTEN) |
+                  (block === last ? FIEMAP_EXTENT_LAST : 0)
+              }))
+            return 0
+          })),
+      ficlone: (fd) => perform("ficlone", { fd }, () => "EOPNOTSUPP"),
+      mmap: (fd, offset, length, populate) =>
+        perform("mmap", { fd, offset, length }, () =>
+          withDescription(fd, ({ file }) => {
+            if (offset % blockBytes !== 0 || length <= 0) return "EINVAL"
+            const pages = pagesOf(file, offset, length)
+            if (populate) pages.forEach((page) => file.cached.add(page))
+            const address = nextAddress
+            nextAddress += Math.ceil(length / blockBytes) * blockBytes
+            process.mappings.set(address, { file, pages })
+            return address
+          })),
+      mincore: (address, length, resident) =>
+        perform("mincore", { length }, () => {
+          const mapping = process.mappings.get(address)
+          if (mapping === undefined) return "ENOMEM"
+          resident.value = mapping.pages.filter((page) => mapping.file.cached.has(page)).length
           return 0
-        })),
-    cachestat: (fd, offset, length, out) =>
-      perform("cachestat", { fd, offset, length }, () =>
-        withDescription(fd, ({ file }) => {
-          const cached = pagesOf(file, offset, length).filter((page) => file.cached.has(page)).length
-          out.value = { cached, dirty: 0, writeback: 0 }
-          return 0
-        })),
-    fiemap: (fd, offset, length, out) =>
-      perform("fiemap", { fd, offset, length }, () =>
-        withDescription(fd, ({ file }) => {
-          if (!filesystem.fiemap) return "EOPNOTSUPP"
-          const last = Math.max(...file.blocks.keys())
-          out.value = [...file.blocks.keys()]
-            .filter((block) => (block + 1) * blockBytes > offset && block * blockBytes < offset + length)
-            .sort((a, b) => a - b)
-            .slice(0, fiemapExtents)
-            .map((block) => ({
-              logical: block * blockBytes,
-              physical: (1024 + block) * blockBytes,
-              length: blockBytes,
-              flags: (file.written.has(block) ? 0 : FIEMAP_EXTENT_UNWRITTEN) |
-                (block === last ? FIEMAP_EXTENT_LAST : 0)
-            }))
-          return 0
-        })),
-    ficlone: (fd) => perform("ficlone", { fd }, () => "EOPNOTSUPP"),
-    mmap: (fd, offset, length, populate) =>
-      perform("mmap", { fd, offset, length }, () =>
-        withDescription(fd, ({ file }) => {
-          if (offset % blockBytes !== 0 || length <= 0) return "EINVAL"
-          const pages = pagesOf(file, offset, length)
-          if (populate) pages.forEach((page) => file.cached.add(page))
-          const address = nextAddress
-          nextAddress += Math.ceil(length / blockBytes) * blockBytes
-          mappings.set(address, { file, pages })
-          return address
-        })),
-    mincore: (address, length, resident) =>
-      perform("mincore", { length }, () => {
-        const mapping = mappings.get(address)
-        if (mapping === undefined) return "ENOMEM"
-        resident.value = mapping.pages.filter((page) => mapping.file.cached.has(page)).length
-        return 0
-      }),
-    munmap: (address, length) => perform("munmap", { length }, () => (mappings.delete(address) ? 0 : "EINVAL")),
-    dlopen: (path) => perform("dlopen", { path }, () => "ELIBACC")
+        }),
+      munmap: (address, length) =>
+        perform("munmap", { length }, () => (process.mappings.delete(address) ? 0 : "EINVAL")),
+      dlopen: (path) => perform("dlopen", { path }, () => "ELIBACC")
+    }
+    return kernel
   }
 
   const transfer: Transfer = (kind, fd, bytes, offset, most) => {
-    const answer = withDescription(fd, (description) =>
+    const answer = descriptionOf(first, fd, (description) =>
       kind === "sync"
         ? 0
         : misaligned(description, bytes, offset)
@@ -682,20 +828,34 @@ export const make = (
   }
 
   const leaks = (): Leaks => ({
-    fds: [...descriptions.keys()],
-    files: [...names].filter(([path, file]) => file !== "directory" && !initial.has(path)).map(([path]) => path),
+    fds: processes.flatMap(({ descriptions }) => [...descriptions.keys()]),
+    files: [...names].filter(([path, inode]) => !isDirectory(inode) && !initial.has(path)).map(([path]) => path),
     bytes: used,
-    mappings: mappings.size
+    mappings: processes.reduce((sum, { mappings }) => sum + mappings.size, 0)
   })
 
+  const process: SimulatedKernel["process"] = (options = {}) =>
+    Effect.sync(() => {
+      const process = startProcess(options.uid ?? uid)
+      return {
+        syscalls: fromKernel(kernelOf(process)),
+        kill: Effect.sync(() => {
+          process.killed = true
+          process.mappings.clear()
+          for (const [fd, description] of [...process.descriptions]) closeFile(process, fd, description)
+        })
+      }
+    })
+
   return {
-    kernel,
+    syscalls: fromKernel(kernelOf(first)),
     transfer,
     control: {
       inject: (fault) => Effect.sync(() => void faults.push(fault)),
       interrupt: (fiber, { call, when }) => Effect.sync(() => void interruptions.push({ fiber, call, when })),
       journal: Effect.sync(() => [...journal]),
-      leaks: Effect.sync(leaks)
+      leaks: Effect.sync(leaks),
+      process
     }
   }
 }

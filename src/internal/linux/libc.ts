@@ -1,5 +1,6 @@
 /** The real kernel, called through libc with koffi. */
 import * as Effect from "effect/Effect"
+import { readdir, readlink } from "node:fs"
 import type { PlatformNotSupported } from "../../DiskStorageError.js"
 import { errnos } from "../../Syscalls.js"
 import type { FiemapExtent } from "../../Syscalls.js"
@@ -12,9 +13,14 @@ import type { Argument, CFunction } from "./native.js"
 // uapi/linux/fcntl.h and uapi/linux/fs.h; the ioctls carry the size of a long in their number and an int at the pointer.
 const F_GETFL = 3
 const F_SETFL = 4
+const F_OFD_SETLK = 37
 const FS_IOC_GETFLAGS = 0x8008_6601
 const FS_IOC_SETFLAGS = 0x4008_6602
 const FICLONE = 0x4004_9409
+
+// struct flock of both architectures: l_type (F_WRLCK), l_whence, l_start, l_len (0: to the end), l_pid; 32 bytes with padding.
+const flockBytes = 32
+const F_WRLCK = 1
 
 // uapi/linux/fiemap.h: struct fiemap of 32 bytes, then as many struct fiemap_extent of 56 as were asked for.
 const FS_IOC_FIEMAP = 0xc020_660b
@@ -68,6 +74,7 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
   const mkostemp = yield* declare("mkostemp", "int", ["void *", "int"])
   const open = yield* declare("open", "int", ["str", "int", "uint32_t"])
   const fcntl = yield* declare("fcntl", "int", ["int", "int", "long"])
+  const fcntlPointer = yield* declare("fcntl", "int", ["int", "int", "void *"])
   const ioctl = yield* declare("ioctl", "int", ["int", "unsigned long", "void *"])
   const fallocate = yield* declare("fallocate", "int", ["int", "int", "int64_t", "int64_t"])
   const ftruncate = yield* declare("ftruncate", "int", ["int", "int64_t"])
@@ -127,6 +134,18 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
       begin()
     })))
 
+  /** The same for what Node does with a path by itself, on the same threads. */
+  const throughNode = <A>(
+    out: { value?: A },
+    call: (answered: (error: NodeJS.ErrnoException | null, value?: A) => void) => void
+  ) =>
+    gate.withPermits(1)(Effect.uninterruptible(Effect.async<number>((resume) => {
+      call((error, value) => {
+        if (value !== undefined) out.value = value
+        resume(Effect.succeed(error === null ? 0 : error.errno ?? -errnos.EIO))
+      })
+    })))
+
   /** C would end a path at a NUL, and name another file: no file has that name. */
   const onPath = (path: string, call: () => Effect.Effect<number>) =>
     path.includes("\0") ? Effect.succeed(-errnos.ENOENT) : call()
@@ -152,6 +171,12 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
     open: (path, flags) => onPath(path, () => offThread(open, [path, flags, 0o600])),
     fcntlGetFlags: (fd) => onThread(fcntl, fd, F_GETFL, 0),
     fcntlSetFlags: (fd, flags) => onThread(fcntl, fd, F_SETFL, flags),
+    fcntlSetLock: (fd) =>
+      Effect.suspend(() => {
+        const lock = new DataView(new ArrayBuffer(flockBytes))
+        lock.setInt16(0, F_WRLCK, true)
+        return offThread(fcntlPointer, [fd, F_OFD_SETLK, new Uint8Array(lock.buffer)])
+      }),
     ioctlGetFlags: (fd, flags) =>
       Effect.suspend(() => {
         const out = new DataView(new ArrayBuffer(8))
@@ -182,6 +207,7 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
                 mountId: (mask & STATX_MNT_ID) === 0 ? undefined : Number(buffer.getBigUint64(0x90, true)),
                 attributes: buffer.getUint32(0x8, true),
                 links: buffer.getUint32(0x10, true),
+                uid: buffer.getUint32(0x14, true),
                 mode: buffer.getUint16(0x1c, true),
                 inode: buffer.getBigUint64(0x20, true),
                 size: Number(buffer.getBigUint64(0x28, true)),
@@ -232,6 +258,9 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
             if (result === 0 && from !== to) linkedFiles.forget(from)
           }
         })),
+    readdir: (path, names) => onPath(path, () => throughNode(names, (answered) => readdir(path, answered))),
+    readlink: (path, target) => onPath(path, () => throughNode(target, (answered) => readlink(path, answered))),
+    geteuid: Effect.sync(() => process.geteuid?.() ?? 0),
     close: (fd) => offThread(close, [fd]),
     fadvise: (fd, offset, length, advice) =>
       // This one returns its error and leaves errno alone.
