@@ -7,6 +7,7 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Scope from "effect/Scope"
 import { randomBytes } from "node:crypto"
+import { watch } from "node:fs"
 import { request } from "node:http"
 import type { ClientRequest, IncomingMessage } from "node:http"
 import { connect } from "node:net"
@@ -16,6 +17,7 @@ import * as AlignedBuffer from "../src/AlignedBuffer.js"
 import * as BlockStore from "../src/BlockStore.js"
 import * as DiskStorage from "../src/DiskStorage.js"
 import * as SimulatedSyscalls from "../src/SimulatedSyscalls.js"
+import { temporaryDirectory } from "./engines/engines.js"
 import { assertNothingLeft, exitCode, start } from "./signals/processes.js"
 
 const blockBytes = 64 * 1024
@@ -207,6 +209,21 @@ const gone = (emitter: ClientRequest | IncomingMessage) =>
     emitter.once("close", () => resume(Effect.void))
   })
 
+/** A connection, and what has come by its end. */
+const talk = (port: number) =>
+  Effect.gen(function*() {
+    const ended = yield* Deferred.make<string>()
+    const socket = yield* Effect.acquireRelease(
+      Effect.sync(() => connect(port, "127.0.0.1")),
+      (socket) => Effect.sync(() => socket.destroy())
+    )
+    let said = ""
+    socket.on("error", () => {}).on("data", (chunk) => {
+      said += String(chunk)
+    }).on("close", () => Deferred.unsafeDone(ended, Effect.succeed(said)))
+    return { ended: Deferred.await(ended), socket }
+  })
+
 const is = (status: number, tag: string) => (answer: { readonly status: number; readonly body: string }) => {
   assert.strictEqual(answer.status, status, answer.body)
   assert.include(answer.body, tag)
@@ -218,6 +235,13 @@ const large = 32 * 1024 * 1024
 describe("the service on a simulated disk", { timeout: 30_000 }, () => {
   const block = randomBytes(blockBytes)
   const path = (hash: number) => `/blocks/${hash.toString(16).padStart(16, "0")}`
+
+  /** Put past HTTP, for which a service that cuts off soon leaves no time. */
+  const putLarge = (store: BlockStore.BlockStore) =>
+    Effect.gen(function*() {
+      const data = yield* AlignedBuffer.make(large)
+      assert.strictEqual((yield* store.offload([{ hash: 1n, data }])).failures.length, 0)
+    })
 
   it.scopedLive("refuses what neither runs nor may wait, and not what is not there", () =>
     Effect.gen(function*() {
@@ -242,16 +266,15 @@ describe("the service on a simulated disk", { timeout: 30_000 }, () => {
       const port = Number(new URL(url).port)
       const put = (hash: number) =>
         Buffer.concat([
-          Buffer.from(`PUT ${path(hash)} HTTP/1.1\r\nhost: here\r\ncontent-length: ${blockBytes}\r\n\r\n`),
+          Buffer.from(
+            `PUT ${path(hash)} HTTP/1.1\r\nhost: here\r\nconnection: close\r\ncontent-length: ${blockBytes}\r\n\r\n`
+          ),
           block
         ])
-      const socket = connect(port, "127.0.0.1")
-      let said = ""
-      const ended = yield* Deferred.make<void>()
-      socket.on("data", (chunk) => {
-        said += String(chunk)
-      }).on("close", () => Deferred.unsafeDone(ended, Effect.void))
-      socket.write(put(1))
+      const [first, second] = [yield* talk(port), yield* talk(port)]
+      first.socket.write(put(1))
+      // It has begun, so that its connection is not closed as one that nobody uses; no other is accepted later.
+      second.socket.write(put(2).subarray(0, 10))
       yield* transfers(1)
       const stopping = yield* Effect.fork(stop)
       const refused = Effect.async<boolean>((resume) => {
@@ -261,12 +284,64 @@ describe("the service on a simulated disk", { timeout: 30_000 }, () => {
         }).on("error", () => resume(Effect.succeed(true)))
       })
       yield* Effect.repeat(refused, { until: (refused) => refused })
-      // Behind the first, on the same connection, for no other is accepted: its answer comes after that of the first.
-      socket.write(put(2))
+      second.socket.write(put(2).subarray(10))
+      assert.match(yield* second.ended, /^HTTP\/1\.1 503 .*"Stopping"/s)
       yield* door.open
-      yield* Deferred.await(ended)
+      assert.match(yield* first.ended, /^HTTP\/1\.1 200 .*stored/s)
       yield* stopping
-      assert.match(said, /^HTTP\/1\.1 200 .*stored.*HTTP\/1\.1 503 .*"Stopping"/s)
+    }).pipe(Effect.provide(engine())))
+
+  it.scopedLive("a request behind one that is not answered yet ends its connection, and keeps no buffer", () =>
+    Effect.gen(function*() {
+      const { ask, store, transfers, url } = yield* simulated({ blockBytes: large, buffers: 2, capacity: 2 })
+      yield* putLarge(store)
+      for (let round = 0; round < 3; round++) {
+        const { ended, socket } = yield* talk(Number(new URL(url).port))
+        socket.pause()
+        socket.write(`GET ${path(1)} HTTP/1.1\r\nhost: here\r\n\r\n`.repeat(4))
+        yield* Effect.zipRight(transfers(0), Effect.sync(() => socket.resume()))
+        assert.isBelow((yield* ended).length, large)
+      }
+      assert.strictEqual((yield* ask("GET", path(1))).status, 200)
+    }).pipe(Effect.provide(engine())))
+
+  it.scopedLive("a body that is no JSON is not looked at, nor are its files written to a disk", () =>
+    Effect.gen(function*() {
+      const { url } = yield* simulated()
+      const watched = yield* temporaryDirectory
+      const before = process.env["TMPDIR"]
+      yield* Effect.acquireRelease(
+        Effect.sync(() => {
+          process.env["TMPDIR"] = watched
+        }),
+        () =>
+          Effect.sync(() => {
+            if (before === undefined) delete process.env["TMPDIR"]
+            else process.env["TMPDIR"] = before
+          })
+      )
+      let written = 0
+      const watcher = watch(watched, () => {
+        written += 1
+      })
+      yield* Effect.addFinalizer(() => Effect.sync(() => watcher.close()))
+      const form = new FormData()
+      form.append("file", new Blob([block]), "file")
+      const match = (body: string | FormData, type?: string) =>
+        Effect.promise(() =>
+          fetch(`${url}/match`, {
+            method: "POST",
+            body,
+            ...(type === undefined ? {} : { headers: { "content-type": type } })
+          })
+        )
+      assert.strictEqual((yield* match(form)).status, 415)
+      assert.strictEqual((yield* match("a=b", "application/x-www-form-urlencoded")).status, 415)
+      assert.strictEqual((yield* match("{\"hashes\":[]}", "text/plain")).status, 415)
+      assert.strictEqual((yield* match("{\"hashes\":[]}", "application/jsonp")).status, 415)
+      assert.strictEqual((yield* match("{\"hashes\":[]}", "application/json; charset=utf-8")).status, 200)
+      yield* Effect.sleep("50 millis")
+      assert.strictEqual(written, 0)
     }).pipe(Effect.provide(engine())))
 
   it.scopedLive("a body that does not come in time is given up", () =>
@@ -338,13 +413,6 @@ describe("the service on a simulated disk", { timeout: 30_000 }, () => {
       is(200, "stored")(yield* chunked(1, block.subarray(0, 1), block.subarray(1)))
       yield* transfers(0)
     }).pipe(Effect.provide(engine())))
-
-  /** Put past HTTP, for which a service that cuts off soon leaves no time. */
-  const putLarge = (store: BlockStore.BlockStore) =>
-    Effect.gen(function*() {
-      const data = yield* AlignedBuffer.make(large)
-      assert.strictEqual((yield* store.offload([{ hash: 1n, data }])).failures.length, 0)
-    })
 
   it.scopedLive("who does not read is cut off, and the buffer comes back", () =>
     Effect.gen(function*() {

@@ -95,9 +95,12 @@ const send = (response: ServerResponse, bytes: Uint8Array, seconds: number) =>
     // Who does not take it in time is cut off.
     const timer = setTimeout(() => response.destroy(), seconds * 1000)
     response.once("finish", over).once("close", over)
-    response.writeHead(200, { "content-type": "application/octet-stream", "content-length": bytes.byteLength }).end(
-      bytes
-    )
+    response.writeHead(200, {
+      "content-type": "application/octet-stream",
+      "content-length": bytes.byteLength,
+      // It holds whatever a client has put, and is to be shown to nobody.
+      "x-content-type-options": "nosniff"
+    }).end(bytes)
   }))
 
 const ofNode = Effect.map(HttpServerRequest.HttpServerRequest, (request) => ({
