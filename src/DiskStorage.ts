@@ -27,12 +27,14 @@ import type {
   ReleaseFailed,
   StorageClosed,
   StorageUnlinked,
+  SweepFailed,
   TransferError,
   UnlinkFailed
 } from "./DiskStorageError.js"
 import * as internal from "./internal/diskStorage.js"
 import { unwrapOptions } from "./internal/options.js"
 import * as internalProgress from "./internal/progress.js"
+import * as internalSweep from "./internal/sweep.js"
 import type { IoEngine, Results } from "./IoEngine.js"
 import type { Syscalls } from "./Syscalls.js"
 
@@ -88,9 +90,14 @@ export interface DiskStorageOptions {
    * of this path. Until it is kept the file has a name of its own, and is gone at release: what is taken up can be taken up once, and
    * there is nothing to take up after a crash. Who of two processes is second gets a new file. What is at the path and was not kept by a
    * storage, or cannot be read or renamed by this process, is not touched: a warning tells of it. What was kept and does not fit is
-   * removed, with a warning.
+   * removed, with a warning. Its name must not begin like those of temp files, which are swept.
    */
   readonly keepAt?: string | undefined
+  /**
+   * Before the first storage that this process makes in a directory, `sweep` it: files that killed processes have left give their
+   * space back. Default true.
+   */
+  readonly sweep?: boolean | undefined
 }
 
 /**
@@ -379,6 +386,69 @@ export const ProgressListener: Context.Reference<
   internalProgress.ProgressListener,
   (progress: Progress) => Effect.Effect<void>
 > = internalProgress.ProgressListener
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export interface SweepOptions {
+  /** Remove nothing, and tell what would be removed. Default false. */
+  readonly dryRun?: boolean | undefined
+}
+
+/**
+ * A file that has the name of a temp file. `bytes` it holds on the disk. `outcome`: `removed`; `abandoned`, what `dryRun` makes of that;
+ * `in use` by an owner who is alive; `left` where it is, or `gone` meanwhile, for a `reason`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export const SweepFinding = Schema.Struct({
+  path: Schema.String,
+  bytes: Schema.Number,
+  outcome: Schema.Literal("removed", "abandoned", "in use", "left", "gone"),
+  reason: Schema.optional(Schema.String)
+})
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export type SweepFinding = typeof SweepFinding.Type
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export const SweepReport = Schema.Struct({
+  directory: Schema.String,
+  dryRun: Schema.Boolean,
+  files: Schema.Array(SweepFinding)
+})
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export type SweepReport = typeof SweepReport.Type
+
+/**
+ * Removes the temp files of this user in `directory` whose owner is gone, and tells what it found. An owner has its file locked for as
+ * long as it lives, whatever process, container or mount of the same filesystem it is in; that lock is what is looked at. Nothing else is
+ * touched: no file of another name, such as those of the Rust original or those that are kept; no link; no other user's file; nothing where the
+ * locks of a filesystem do not tell (all but ext2, ext3, ext4, xfs, btrfs, tmpfs and overlay). Any number of sweeps may run beside
+ * each other and beside storages that are being made.
+ *
+ * Two things it cannot see: an overlay's upper directory, swept from outside of the overlay, where locks taken through it are not seen; and
+ * an owner that is gone while a child that it forked without exec lives on, whose files are left.
+ *
+ * @since 0.1.0
+ * @category constructors
+ */
+export const sweep: (
+  directory: string,
+  options?: SweepOptions
+) => Effect.Effect<SweepReport, SweepFailed, Syscalls> = internalSweep.sweep
 
 /**
  * Acquires a storage: makes the temp file, or takes up the one that was kept, sets O_DIRECT and reads it back, finds the alignment, allocates. Whatever step fails

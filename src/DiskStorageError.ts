@@ -93,6 +93,7 @@ export class CreateFailed extends Schema.TaggedError<CreateFailed>(id("CreateFai
     step: Schema.Literal(
       "create directory",
       "create file",
+      "lock",
       "take up",
       "reopen",
       "set O_DIRECT",
@@ -513,6 +514,21 @@ export class ReleaseFailed extends Schema.TaggedError<ReleaseFailed>(id("Release
 }
 
 /**
+ * The directory that was to be swept cannot be listed.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class SweepFailed extends Schema.TaggedError<SweepFailed>(id("SweepFailed"))(
+  "SweepFailed",
+  { directory: Schema.String, cause: SyscallError }
+) {
+  override get message(): string {
+    return `${this.directory} was not swept: ${this.cause.message}. Name a directory that is there and that this process may read.`
+  }
+}
+
+/**
  * The allocator has handed out its budget. All in bytes.
  *
  * @since 0.1.0
@@ -771,6 +787,7 @@ export type DiskStorageError =
   | StorageUnlinked
   | UnlinkFailed
   | KeepFailed
+  | SweepFailed
   | DuplicateKey
   | ReleaseFailed
   | BudgetExceeded
@@ -804,6 +821,7 @@ const classes = [
   StorageUnlinked,
   UnlinkFailed,
   KeepFailed,
+  SweepFailed,
   DuplicateKey,
   ReleaseFailed,
   BudgetExceeded,

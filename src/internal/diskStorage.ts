@@ -27,6 +27,7 @@ import { openFile } from "./ioQueue.js"
 import * as keptFile from "./keptFile.js"
 import type { ResolvedOptions } from "./options.js"
 import { resolve } from "./options.js"
+import { sweepOnce } from "./sweep.js"
 import * as temporaryFile from "./temporaryFile.js"
 import { make as makeTransfers } from "./transfers.js"
 
@@ -102,6 +103,8 @@ const acquire = (
     const syscalls = yield* Syscalls
     const engine = yield* IoEngine
     const failures: Array<temporaryFile.ReleaseFailure> = []
+
+    if (options.sweep) yield* sweepOnce(syscalls, options.directory)
 
     // What is to be undone, in order; the finalizers run the other way: drain, registrations, unlink and close.
     const file = yield* Effect.acquireRelease(

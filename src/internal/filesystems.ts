@@ -32,6 +32,14 @@ const names = new Map<number, string>([
   [0x4d44, "vfat"]
 ])
 
+const lockedByTheKernel = new Set([0xef53, 0x5846_5342, BTRFS, TMPFS, 0x794c_7630])
+
+/**
+ * Whether the kernel alone decides about locks there: ext2, ext3, ext4, xfs, btrfs, tmpfs, and overlay, for who sees the files through
+ * the same mount. Elsewhere a server or a daemon may know of other hosts' locks, or of none.
+ */
+export const locksAreTrusted = (type: number): boolean => lockedByTheKernel.has(type)
+
 export const filesystemName = (type: number): string => names.get(type) ?? `0x${type.toString(16)}`
 
 /** These rewrite an allocated block in place, always. btrfs does for a NOCOW file. */

@@ -5,6 +5,7 @@
  * until it is erased, on the disk, before the storage that took the file up is handed out.
  */
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import * as Random from "effect/Random"
 import { Buffer } from "node:buffer"
 import { createHash } from "node:crypto"
@@ -12,6 +13,7 @@ import type { DiskStorageOptions } from "../DiskStorage.js"
 import { CreateFailed, FileReplaced, KeepFailed } from "../DiskStorageError.js"
 import { errnos, S_IFMT, S_IFREG, SyscallError } from "../Syscalls.js"
 import type { Statx, Syscalls } from "../Syscalls.js"
+import * as fileLock from "./fileLock.js"
 import { alignmentWithoutAnswer } from "./filesystems.js"
 import * as linkedFiles from "./linkedFiles.js"
 import type { TemporaryFile } from "./temporaryFile.js"
@@ -256,8 +258,9 @@ const notTakenUp = (file: TemporaryFile, path: string, why: string) =>
   )
 
 /**
- * Takes the file at `path`, which has been looked at, in place of the empty one. The rename does it at once for this process alone: who
- * comes later finds nothing. Its label is what counts, and not that which was seen before.
+ * Takes the file at `path`, which has been looked at, in place of the empty one. It is locked first, since it gets a name that is swept;
+ * the rename then does it at once for this process alone: who comes later finds nothing. Its label is what counts, and not that which was
+ * seen before.
  */
 const claim = (
   syscalls: Syscalls,
@@ -267,19 +270,36 @@ const claim = (
 ): Effect.Effect<Label | undefined, CreateFailed | FileReplaced> =>
   Effect.uninterruptible(Effect.gen(function*() {
     const failed = (cause: SyscallError) => new CreateFailed({ step: "take up", path, cause })
+    const lock = yield* Effect.either(fileLock.lock(syscalls, path))
+    if (Either.isLeft(lock) || lock.right._tag === "Held") {
+      const why = Either.isLeft(lock) ? lock.left.message : "another process has it locked, to take it up or to keep it"
+      yield* notTakenUp(file, path, why)
+      return undefined
+    }
+    if (lock.right._tag === "Gone") return undefined
+    const held = lock.right._tag === "Locked" ? lock.right : undefined
+    const release = held === undefined ? Effect.void : Effect.ignore(syscalls.close(held.fd))
     const renamed = yield* syscalls.rename(path, file.path).pipe(
       Effect.as(true),
       Effect.catchIf(is("ENOENT"), () => Effect.succeed(false)),
       // A mount point, say: both are as they were.
       Effect.catchAll((cause) => Effect.as(notTakenUp(file, path, cause.message), false))
     )
-    if (!renamed) return undefined
+    if (!renamed) {
+      yield* release
+      return undefined
+    }
     file.takenFrom = path
+    const empty = file.lock
+    file.lock = held?.fd
+    if (empty !== undefined) yield* Effect.mapError(syscalls.close(empty), failed)
     const { O_CLOEXEC, O_NOFOLLOW, O_RDWR } = syscalls.flags
     const fd = yield* Effect.mapError(syscalls.open(file.path, O_RDWR | O_NOFOLLOW | O_CLOEXEC), failed)
     file.fds.push(fd)
+    const statx = yield* Effect.mapError(syscalls.statx(fd), failed)
     const found = yield* Effect.mapError(examine(syscalls, fd, wanted), failed)
-    if (found._tag !== "Ours" || typeof found.label === "string") {
+    const isLocked = held === undefined || fileLock.isSameFile(held.statx, statx)
+    if (found._tag !== "Ours" || typeof found.label === "string" || !isLocked) {
       // Put there since it was looked at. Should it not go back, it stays where it is now: it is not ours to remove.
       yield* giveBack(syscalls, file, path)
       file.linked = false
@@ -408,6 +428,10 @@ export const keep = (
     )
     file.linked = false
     file.kept = true
+    // Under that name it is not swept, and the next storage may take it up at once.
+    const { lock } = file
+    file.lock = undefined
+    if (lock !== undefined) yield* Effect.ignore(syscalls.close(lock))
     yield* syncDirectory(syscalls, path)
   })
   return Effect.mapError(syscalls.fdatasync(fd), failed("sync")).pipe(

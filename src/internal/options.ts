@@ -16,7 +16,13 @@ export interface ResolvedOptions {
   readonly earlyUnlink: boolean
   /** Lies in `directory`. */
   readonly keepAt: string | undefined
+  readonly sweep: boolean
 }
+
+/** Of the Rust original's files, whose live ones must never be taken for ours. */
+export const originalsPrefix = "dynamo-kvbm-disk-cache-"
+/** Of temp files: six characters follow. */
+export const namePrefix = `${originalsPrefix}eds-`
 
 /** As in the Rust original. */
 export const defaultDirectory = "/tmp/"
@@ -54,6 +60,9 @@ const directoryOf = (
   if (["", ".", ".."].includes(name) || new TextEncoder().encode(name).byteLength > nameMax) {
     return refused(`the path of a file: its name has 1 to ${nameMax} bytes`)
   }
+  if (name.startsWith(originalsPrefix)) {
+    return refused(`the path of a file whose name does not begin with ${originalsPrefix}, as those of temp files do`)
+  }
   if (earlyUnlink) return refused("a path without earlyUnlink: true, which leaves nothing to keep")
   const parent = slash === -1 ? "." : keepAt.slice(0, slash + 1)
   return typeof directory !== "string" || withoutSlashes(directory) === withoutSlashes(parent)
@@ -63,7 +72,7 @@ const directoryOf = (
 
 export const resolve = (options: DiskStorageOptions): Effect.Effect<ResolvedOptions, InvalidOption> =>
   Effect.gen(function*() {
-    const { earlyUnlink = false, prewrite = false, size } = options
+    const { earlyUnlink = false, prewrite = false, size, sweep = true } = options
     if (!Number.isSafeInteger(size) || size <= 0 || size > maxSize) {
       return yield* new InvalidOption({
         option: "size",
@@ -79,7 +88,7 @@ export const resolve = (options: DiskStorageOptions): Effect.Effect<ResolvedOpti
         expected: "a path: not empty, without NUL"
       })
     }
-    for (const [option, value] of Object.entries({ prewrite, earlyUnlink })) {
+    for (const [option, value] of Object.entries({ prewrite, earlyUnlink, sweep })) {
       if (typeof value !== "boolean") {
         return yield* new InvalidOption({ option, value: String(value), expected: "true, false" })
       }
@@ -90,6 +99,7 @@ export const resolve = (options: DiskStorageOptions): Effect.Effect<ResolvedOpti
       prewrite,
       earlyUnlink,
       keepAt: options.keepAt,
+      sweep,
       directIo: yield* oneOf("directIo", ["proven", "required", "preferred", "disabled"], options.directIo, "required"),
       openStrategy: yield* oneOf("openStrategy", ["default", "open-direct"], options.openStrategy, "default"),
       fallback: yield* oneOf("fallback", ["truncate", "zero-fill"], options.fallback, "truncate")
@@ -104,7 +114,16 @@ export const unwrapOptions = (
   const { size, ...rest } = config
   const optional: Types.Mutable<typeof rest> = rest
   for (
-    const key of ["directory", "directIo", "openStrategy", "fallback", "prewrite", "earlyUnlink", "keepAt"] as const
+    const key of [
+      "directory",
+      "directIo",
+      "openStrategy",
+      "fallback",
+      "prewrite",
+      "earlyUnlink",
+      "keepAt",
+      "sweep"
+    ] as const
   ) {
     if (optional[key] === undefined) delete optional[key]
   }

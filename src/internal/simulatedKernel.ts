@@ -842,7 +842,7 @@ export const make = (
         kill: Effect.sync(() => {
           process.killed = true
           process.mappings.clear()
-          for (const [fd, description] of [...process.descriptions]) closeFile(process, fd, description)
+          for (const [fd, description] of process.descriptions) closeFile(process, fd, description)
         })
       }
     })

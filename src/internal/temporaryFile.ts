@@ -18,6 +18,7 @@ import type { IoEngine } from "../IoEngine.js"
 import type { SyscallError, Syscalls } from "../Syscalls.js"
 import { errnos, FALLOC_FL_WRITE_ZEROES, FS_NOCOW_FL } from "../Syscalls.js"
 import { mapOf } from "./extents.js"
+import * as fileLock from "./fileLock.js"
 import {
   alignmentWithoutAnswer,
   BTRFS,
@@ -32,10 +33,11 @@ import * as keptFile from "./keptFile.js"
 import * as linkedFiles from "./linkedFiles.js"
 import { observeRead, observeWrite } from "./observe.js"
 import type { ResolvedOptions } from "./options.js"
+import { namePrefix } from "./options.js"
 import { ProgressListener } from "./progress.js"
 
-/** Unlike the Rust original's `dynamo-kvbm-disk-cache-`, whose live files must never be taken for ours. */
-export const namePrefix = "dynamo-kvbm-disk-cache-eds-"
+/** How often a file may be swept away between its creation and its lock. */
+const maxCreations = 8
 
 /** What one write of a zero-fill takes, and how many of them are in flight: an interruption waits for those. */
 const zeroFillBytes = 4 * 1024 * 1024
@@ -46,12 +48,14 @@ const deviceZeroBytes = 1024 * 1024 * 1024
 export type ReleaseFailure = ReleaseFailed["failures"][number]
 
 /**
- * What there is to undo. `fds` holds a second descriptor only while the file is being reopened or taken up. `linked`: `path` is its
- * name, to be unlinked. `takenFrom`: the name that it had, and gets back should it not be used. `kept`: it has that name for good.
+ * What there is to undo. `fds` holds a second descriptor only while the file is being reopened or taken up. `lock`: the descriptor that
+ * holds its lock. `linked`: `path` is its name, to be unlinked. `takenFrom`: the name that it had, and gets back should it not be used.
+ * `kept`: it has that name for good.
  */
 export interface TemporaryFile {
   readonly path: string
   readonly fds: Array<number>
+  lock: number | undefined
   linked: boolean
   takenFrom: string | undefined
   kept: boolean
@@ -102,24 +106,59 @@ const makePath = (syscalls: Syscalls, directory: string): Effect.Effect<void, Sy
     : Effect.catchIf(mkdir, is("ENOENT"), () => Effect.zipRight(makePath(syscalls, trimmed.slice(0, slash)), mkdir))
 }
 
+/** Whether the file is locked now; false when a sweep was first, or has it just now, and took it for one without an owner. */
+const locked = (
+  syscalls: Syscalls,
+  file: TemporaryFile,
+  created: number
+): Effect.Effect<boolean, SyscallError> =>
+  Effect.flatMap(fileLock.lock(syscalls, file.path), (lock) => {
+    if (lock._tag !== "Locked") return Effect.succeed(lock._tag === "NoLocks")
+    file.lock = lock.fd
+    return Effect.map(
+      syscalls.statx(created),
+      (statx) => lock.statx.links > 0 && fileLock.isSameFile(lock.statx, statx)
+    )
+  })
+
 /**
- * The only step that makes something to undo; whatever the file gathers later, `release` takes care of. A missing directory is
- * made when the file finds it missing, which saves the usual case a call; what is made of it stays.
+ * The only step that makes something to undo; whatever the file gathers later, `release` takes care of. It is locked before anything
+ * else, so that no sweep takes it for one that its owner has left behind. A missing directory is made when the file finds it missing,
+ * which saves the usual case a call; what is made of it stays.
  */
 export const create = (
   syscalls: Syscalls,
-  directory: string
-): Effect.Effect<TemporaryFile, DirectoryUnusable | CreateFailed> => {
+  directory: string,
+  creations = maxCreations
+): Effect.Effect<TemporaryFile, DirectoryUnusable | CreateFailed | FileReplaced> => {
   const prefix = `${directory.replace(/\/+$/, "")}/${namePrefix}`
-  const file = syscalls.mkostemp(prefix, syscalls.flags.O_CLOEXEC).pipe(
-    Effect.map(({ fd, path }): TemporaryFile => ({ path, fds: [fd], linked: true, takenFrom: undefined, kept: false })),
-    Effect.mapError(creationFailed("create file", directory, `${prefix}XXXXXX`))
+  const made = Effect.mapError(
+    syscalls.mkostemp(prefix, syscalls.flags.O_CLOEXEC),
+    creationFailed("create file", directory, `${prefix}XXXXXX`)
   )
   const madeDirectory = Effect.mapError(
     makePath(syscalls, directory),
     creationFailed("create directory", directory, directory)
   )
-  return Effect.catchIf(file, ({ cause }) => cause.errno === errnos.ENOENT, () => Effect.zipRight(madeDirectory, file))
+  return Effect.gen(function*() {
+    const { fd, path } = yield* Effect.catchIf(
+      made,
+      ({ cause }) => cause.errno === errnos.ENOENT,
+      () => Effect.zipRight(madeDirectory, made)
+    )
+    const file: TemporaryFile = { path, fds: [fd], lock: undefined, linked: true, takenFrom: undefined, kept: false }
+    const isOurs = yield* locked(syscalls, file, fd).pipe(
+      Effect.mapError(failedAt("lock", path)),
+      Effect.tapError(() => release(syscalls, file, []))
+    )
+    if (isOurs) return file
+    // Who holds the lock may only have looked.
+    yield* Effect.ignore(syscalls.unlink(path))
+    file.linked = false
+    yield* release(syscalls, file, [])
+    if (creations > 1) return yield* create(syscalls, directory, creations - 1)
+    return yield* new FileReplaced({ path })
+  })
 }
 
 export const unlink = (syscalls: Syscalls, file: TemporaryFile): Effect.Effect<void, SyscallError> =>
@@ -133,6 +172,13 @@ export const unlink = (syscalls: Syscalls, file: TemporaryFile): Effect.Effect<v
       })
     )
   )
+
+/** The descriptor of the lock, which is the caller's from now on. */
+const lockOf = (file: TemporaryFile): ReadonlyArray<number> => {
+  const { lock } = file
+  file.lock = undefined
+  return lock === undefined ? [] : [lock]
+}
 
 /** Unlinks, or gives its name back, then closes; a step that fails is told in `failures` and skips nothing. */
 export const release = (
@@ -150,9 +196,14 @@ export const release = (
       )
       : Effect.void
     const closed = Effect.suspend(() =>
-      Effect.forEach(file.fds.splice(0), (fd) => Effect.catchAll(syscalls.close(fd), report("close")), {
-        discard: true
-      })
+      // The lock last: while the name is there it has an owner.
+      Effect.forEach(
+        [...file.fds.splice(0), ...lockOf(file)],
+        (fd) => Effect.catchAll(syscalls.close(fd), report("close")),
+        {
+          discard: true
+        }
+      )
     )
     return Effect.ensuring(unlinked, closed)
   })
@@ -176,9 +227,7 @@ const reopen = (
       Effect.all([syscalls.statx(created), syscalls.statx(fd)]),
       failedAt("reopen", file.path)
     )
-    const same = before.inode === after.inode && before.deviceMajor === after.deviceMajor &&
-      before.deviceMinor === after.deviceMinor
-    if (!same) {
+    if (!fileLock.isSameFile(before, after)) {
       // The name is somebody else's now, and not ours to remove: neither at release nor at exit.
       file.linked = false
       linkedFiles.forget(file.path)

@@ -17,7 +17,7 @@ import { kindsIn } from "../extents.js"
 import { BTRFS, filesystemName, pageCacheOf } from "../filesystems.js"
 import type { PageCache } from "../filesystems.js"
 import * as observe from "../observe.js"
-import { namePrefix } from "../temporaryFile.js"
+import { namePrefix } from "../options.js"
 
 /** What one try moves: enough pages for a count of them to mean something, and more than any filesystem keeps inline. */
 const chunkBytes = 64 * 1024

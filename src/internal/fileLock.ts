@@ -1,0 +1,56 @@
+/**
+ * The lock that says that a temp file has an owner who is alive: an open-file-description lock, which the kernel drops when the process
+ * ends, however it does. It is on a description of its own that no engine ever sees: one that has I/O in flight outlives its process
+ * until the disk has answered.
+ */
+import * as Effect from "effect/Effect"
+import { errnos } from "../Syscalls.js"
+import type { Statx, SyscallError, Syscalls } from "../Syscalls.js"
+import { locksAreTrusted } from "./filesystems.js"
+
+export type Locked =
+  /** `statx` is what the kernel said of the file after it was locked. */
+  | { readonly _tag: "Locked"; readonly fd: number; readonly statx: Statx }
+  /** Nothing has that name. */
+  | { readonly _tag: "Gone" }
+  /** Somebody else has it locked. */
+  | { readonly _tag: "Held" }
+  /** Locks there do not tell whether an owner is alive. */
+  | { readonly _tag: "NoLocks" }
+
+const isHeld = ({ errno }: SyscallError) => errno === errnos.EAGAIN || errno === errnos.EACCES
+
+export const isSameFile = (one: Statx, other: Statx): boolean =>
+  one.inode === other.inode && one.deviceMajor === other.deviceMajor && one.deviceMinor === other.deviceMinor
+
+/**
+ * Opens what has that name and locks it, without waiting. The descriptor is the caller's to close. Who locks by name and then finds that
+ * the file still has a link knows that the name is its: nobody removes it who has not got the lock.
+ */
+export const lock = (syscalls: Syscalls, path: string): Effect.Effect<Locked, SyscallError> => {
+  const { O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK, O_RDWR } = syscalls.flags
+  const locked = (fd: number): Effect.Effect<Locked, SyscallError> =>
+    Effect.gen(function*() {
+      const { type } = yield* syscalls.fstatfs(fd)
+      if (!locksAreTrusted(type)) return { _tag: "NoLocks" }
+      const held = yield* syscalls.fcntlSetLock(fd).pipe(
+        Effect.as(false),
+        Effect.catchIf(isHeld, () => Effect.succeed(true))
+      )
+      return held ? { _tag: "Held" } : { _tag: "Locked", fd, statx: yield* syscalls.statx(fd) }
+    })
+  return Effect.uninterruptible(Effect.matchEffect(
+    syscalls.open(path, O_RDWR | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC),
+    {
+      onFailure: (error): Effect.Effect<Locked, SyscallError> =>
+        error.errno === errnos.ENOENT ? Effect.succeed({ _tag: "Gone" }) : Effect.fail(error),
+      onSuccess: (fd) => {
+        const close = Effect.ignore(syscalls.close(fd))
+        return locked(fd).pipe(
+          Effect.tap((outcome) => outcome._tag === "Locked" ? Effect.void : close),
+          Effect.onError(() => close)
+        )
+      }
+    }
+  ))
+}
