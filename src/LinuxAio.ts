@@ -29,8 +29,7 @@ export interface LinuxAioOptions {
  * Fails with `EngineUnavailable` where the kernel or a container refuses it, or where other processes have used up
  * `/proc/sys/fs/aio-max-nr`.
  *
- * In a worker thread, let the layer's Scope end, or call `process.exit()` there: `worker.terminate()` while a completion arrives ends
- * the whole process, since koffi calls back into a thread that may run no JavaScript any more.
+ * `worker.terminate()` leaves the context until the process ends, and its slots count towards `aio-max-nr`.
  *
  * @since 0.1.0
  * @category layers

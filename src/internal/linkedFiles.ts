@@ -3,12 +3,14 @@
  * when no finalizer runs any more (an uncaught exception, `process.exit`, a second signal). The listener exists while there is
  * a file for it.
  */
+import { constVoid } from "effect/Function"
 import { unlinkSync } from "node:fs"
 
 /** How long an exit waits for a file whose creation is still under way on another thread. */
 const creationWaitMillis = 1000
 
-const linked = new Set<string>()
+/** Each with what else there is to do when its name is gone. */
+const linked = new Map<string, () => void>()
 /** Templates that a thread is filling in: bytes of a path, ending in NUL. */
 const creating = new Set<Uint8Array>()
 
@@ -40,11 +42,20 @@ const takenBack = (template: Uint8Array, path: string): boolean => {
   return templatePath(template).endsWith(placeholder)
 }
 
+/** As it stays when the working directory changes; `undefined` when that has been removed. Not normalised: ".." is not what it is by text. */
+export const absolute = (path: string): string | undefined => {
+  try {
+    return path.startsWith("/") ? path : `${process.cwd()}/${path}`
+  } catch {
+    return undefined
+  }
+}
+
 export const templatePath = (template: Uint8Array): string => new TextDecoder().decode(template.subarray(0, -1))
 
 /** Unlinks everything now, synchronously. */
 export const unlinkAll = (): void => {
-  linked.forEach(unlinked)
+  for (const path of linked.keys()) unlinked(path)
   linked.clear()
   // mkostemp writes the name into the template and then creates the file, on a thread that goes on while this one exits.
   const pause = new Int32Array(new SharedArrayBuffer(4))
@@ -67,12 +78,19 @@ export const begin = (template: Uint8Array): void => {
 /** When it has answered: `created` is whether the file exists. */
 export const end = (template: Uint8Array, created: boolean): void => {
   creating.delete(template)
-  if (created) linked.add(templatePath(template))
+  if (created) linked.set(templatePath(template), constVoid)
+  listen()
+}
+
+/** A file that there may be by this path from now on. */
+export const add = (path: string, forgotten: () => void): void => {
+  linked.set(path, forgotten)
   listen()
 }
 
 /** When the name is gone. */
 export const forget = (path: string): void => {
+  linked.get(path)?.()
   linked.delete(path)
   listen()
 }

@@ -1,4 +1,4 @@
-/** Ends that run no finalizer: the listener of 'exit' unlinks. */
+/** The listener of 'exit', which unlinks where no finalizer runs: when it is there, and what it does about a file that is being created. */
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Random from "effect/Random"
@@ -8,27 +8,7 @@ import * as DiskStorage from "../../src/DiskStorage.js"
 import * as Linux from "../../src/Linux.js"
 import { assertNothingLeft, seed, seeded, startChild, temporaryDirectory, testTimeout } from "./processes.js"
 
-const ways = [
-  ["throw", "a throw in a callback", 1],
-  ["reject", "an unhandled rejection", 1],
-  ["exit", "process.exit", 3],
-  ["exitLater", "process.exit while a write is under way", 3]
-] as const
-
-describe("without finalizers", () => {
-  for (const edge of ["ProcessRuntime", "NodeRuntime"]) {
-    for (const [way, name, code] of ways) {
-      it.live(`${edge}.runMain leaves nothing after ${name}`, () =>
-        Effect.scoped(Effect.gen(function*() {
-          const running = yield* startChild("exits", [edge, way])
-          assert.deepStrictEqual(yield* running.ended, { code, signal: null }, running.output())
-          assert.match(running.output(), /^held, file there$/m)
-          assert.notMatch(running.output(), /^finalized$/m)
-          yield* assertNothingLeft(running)
-        })), testTimeout)
-    }
-  }
-
+describe("while a file is created", () => {
   it.live("process.exit leaves nothing while another thread creates the file", () =>
     Effect.gen(function*() {
       const rounds = yield* Effect.forEach(

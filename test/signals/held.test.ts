@@ -161,20 +161,4 @@ describe("a program that zero-fills", () => {
         })), { concurrency: 3 }).pipe(seeded("zero-fill")),
     testTimeout
   )
-
-  it.live(
-    "dies by a second press while a write takes long, and leaves no file",
-    () =>
-      Effect.scoped(Effect.gen(function*() {
-        const running = yield* startChild("zeroFill", ["90000"])
-        yield* assertPrinted(running, /^writing 0$/m)
-        yield* running.signal("SIGINT", "leader")
-        yield* Effect.sleep(longerThanOnePress)
-        assert.lengthOf(readdirSync(running.directory), 1)
-        yield* running.signal("SIGINT", "leader")
-        assert.deepStrictEqual(yield* running.ended, { code: null, signal: "SIGINT" }, running.output())
-        yield* assertNothingLeft(running)
-      })),
-    testTimeout
-  )
 })

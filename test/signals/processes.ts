@@ -40,17 +40,29 @@ export interface Running {
   readonly output: () => string
   /** Waits for output that matches; false when the output ended without. */
   readonly printed: (pattern: RegExp) => Effect.Effect<boolean>
-  /** `group` is what a terminal signals, `leader` what was started; false when it had ended before. */
+  /** `group` is what a terminal signals, also when what was started has ended, `leader` what was started; false when there is none. */
   readonly signal: (signal: Signal | "SIGKILL", to: "group" | "leader") => Effect.Effect<boolean>
   readonly type: (text: string) => Effect.Effect<void>
+  /** When what was started has ended; others may go on and write to its output. */
+  readonly left: Effect.Effect<void>
   /** How what was started ended, once its output has ended too. */
   readonly ended: Effect.Effect<Ended>
 }
 
-export const temporaryDirectory: Effect.Effect<string, never, Scope.Scope> = Effect.acquireRelease(
-  Effect.sync(() => mkdtempSync(join(tmpdir(), "eds-signals-"))),
-  (directory) => Effect.sync(() => rmSync(directory, { recursive: true, force: true }))
-)
+const temporaryDirectoryIn = (parent: string): Effect.Effect<string, never, Scope.Scope> =>
+  Effect.acquireRelease(
+    Effect.sync(() => mkdtempSync(join(parent, "eds-signals-"))),
+    (directory) => Effect.sync(() => rmSync(directory, { recursive: true, force: true }))
+  )
+
+export const temporaryDirectory = temporaryDirectoryIn(tmpdir())
+
+interface StartOptions {
+  readonly cwd?: string
+  readonly env?: Readonly<Record<string, string>>
+  /** Where its cache directory is made. */
+  readonly in?: string
+}
 
 /** The processes that were started with `directory` in their environment and have not ended. */
 export const processesOf = (directory: string): Array<number> =>
@@ -99,10 +111,10 @@ const plain = (output: string) =>
 export const start = (
   command: string,
   args: ReadonlyArray<string>,
-  options: { readonly cwd?: string; readonly env?: Readonly<Record<string, string>> } = {}
+  options: StartOptions = {}
 ): Effect.Effect<Running, never, Scope.Scope> =>
   Effect.gen(function*() {
-    const directory = yield* temporaryDirectory
+    const directory = yield* temporaryDirectoryIn(options.in ?? tmpdir())
     const end = yield* Deferred.make<Ended>()
     let raw = ""
     const output = () => plain(raw)
@@ -160,8 +172,13 @@ export const start = (
         ),
       signal: (signal, to) =>
         Effect.sync(() =>
-          child.pid !== undefined && !hasEnded() && kill(to === "group" ? -child.pid : child.pid, signal)
+          child.pid !== undefined &&
+          (to === "group" ? kill(-child.pid, signal) : !hasEnded() && kill(child.pid, signal))
         ),
+      left: Effect.async<void>((resume) => {
+        if (hasEnded()) resume(Effect.void)
+        else child.once("exit", () => resume(Effect.void))
+      }),
       type: (text) => Effect.sync(() => child.stdin.write(text)),
       ended: Deferred.await(end).pipe(
         Effect.timeoutFail({
@@ -182,8 +199,8 @@ const compiled = (child: string) => program(new URL(`children/${child}.ts`, impo
 export const startChild = (
   child: string,
   args: ReadonlyArray<string>,
-  env: Readonly<Record<string, string>> = {}
-): Effect.Effect<Running, never, Scope.Scope> => start(process.execPath, [compiled(child), ...args], { env })
+  options: StartOptions = {}
+): Effect.Effect<Running, never, Scope.Scope> => start(process.execPath, [compiled(child), ...args], options)
 
 /** The command line of the same, for a shell or the script of a package. */
 export const childCommand = (child: string, args: ReadonlyArray<string>): string =>

@@ -69,21 +69,6 @@ describe("in a terminal", () => {
   )
 
   it.live(
-    "closing it leaves nothing of npm start",
-    () =>
-      Effect.forEach(moments, ([line, millis]) =>
-        Effect.scoped(Effect.gen(function*() {
-          const running = yield* inTerminal("npm start")
-          yield* assertPrinted(running, line)
-          yield* Effect.sleep(yield* Random.nextIntBetween(0, millis))
-          yield* running.signal("SIGKILL", "leader")
-          yield* running.ended
-          yield* assertNothingLeft(running)
-        })), { concurrency: 2 }).pipe(seeded("closed")),
-    testTimeout
-  )
-
-  it.live(
     "closing it releases, although what the release prints goes nowhere",
     () =>
       Effect.scoped(Effect.gen(function*() {

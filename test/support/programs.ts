@@ -1,4 +1,7 @@
-/** Programs that tests start, each compiled once into one file: through tsx a process takes most of a second before it begins. */
+/**
+ * Programs that tests start, each compiled once into one file, with all that it imports: through tsx, or with modules one by one, a
+ * process takes most of a second before it begins.
+ */
 import { afterAll } from "@effect/vitest"
 import { buildSync } from "esbuild"
 import { mkdtempSync, rmSync } from "node:fs"
@@ -19,7 +22,7 @@ export const program = (source: URL): string => {
   const path = fileURLToPath(source)
   const known = compiled.get(path)
   if (known !== undefined) return known
-  // Here, the packages that it imports are found.
+  // Here, the native module is found.
   directory ??= mkdtempSync(join(modules, ".programs-"))
   const outfile = join(directory, `${basename(path, ".ts")}.mjs`)
   buildSync({
@@ -28,7 +31,9 @@ export const program = (source: URL): string => {
     bundle: true,
     platform: "node",
     format: "esm",
-    packages: "external",
+    external: ["koffi"],
+    // Of what is in there, some is CommonJS and asks for Node's own modules.
+    banner: { js: "import { createRequire } from \"node:module\"; const require = createRequire(import.meta.url);" },
     logLevel: "silent"
   })
   compiled.set(path, outfile)

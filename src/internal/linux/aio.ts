@@ -10,6 +10,7 @@ import type { Region } from "../alignedBuffer.js"
 import type { OpenDevice } from "../ioQueue.js"
 import { errnoCode } from "../kernel.js"
 import { addressOf, eagerSubmissions, high, low, memoryOf, native } from "./native.js"
+import { descriptors } from "./threadExit.js"
 import { wakeUp } from "./wakeUps.js"
 
 const IOCB_CMD_PREAD = 0
@@ -38,7 +39,7 @@ export const make = (slots: number): Effect.Effect<OpenDevice, EngineUnavailable
     const destroy = yield* declare("syscall", "long", ["long", "uint64_t"])
     const submit = yield* declare("syscall", "long", ["long", "uint64_t", "long", "size_t"])
     const getEvents = yield* declare("syscall", "long", ["long", "uint64_t", "long", "long", "size_t", "void *"])
-    const close = yield* declare("close", "int", ["int"])
+    const { close, keep } = yield* descriptors(declare)
     const read = yield* declare("read", "int64_t", ["int", "void *", "size_t"])
     const eventfd = yield* declare("eventfd", "int", ["uint32_t", "int"])
     const outcome = (result: number) => (result < 0 ? -koffi.errno() : result)
@@ -50,7 +51,7 @@ export const make = (slots: number): Effect.Effect<OpenDevice, EngineUnavailable
     const memory = yield* memoryOf("aio", eventsAt + maxEvents * eventWords * 4)
     const contextId = new BigUint64Array(1)
     const made = outcome(setup(io_setup, slots, new Uint8Array(contextId.buffer)))
-    const eventFd = made < 0 ? made : outcome(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK))
+    const eventFd = made < 0 ? made : keep(outcome(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)))
     const context = Number(contextId[0])
     if (eventFd < 0) {
       if (made >= 0) destroy(io_destroy, context)

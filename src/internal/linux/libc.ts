@@ -9,6 +9,7 @@ import * as linkedFiles from "../linkedFiles.js"
 import { pageSize } from "../slab.js"
 import { native } from "./native.js"
 import type { Argument, CFunction } from "./native.js"
+import { endingWithThread } from "./threadExit.js"
 
 // uapi/linux/fcntl.h and uapi/linux/fs.h; the ioctls carry the size of a long in their number and an int at the pointer.
 const F_GETFL = 3
@@ -58,15 +59,6 @@ const gate = Effect.unsafeMakeSemaphore(2)
 
 /** The arguments of calls that a thread is making: their memory must not be collected meanwhile. */
 const inFlight = new Set<ReadonlyArray<Argument>>()
-
-/** With a slash behind it; `undefined` when it has been removed. */
-const workingDirectory = (): string | undefined => {
-  try {
-    return `${process.cwd()}/`
-  } catch {
-    return undefined
-  }
-}
 
 export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(function*() {
   const { architecture, declare, koffi } = yield* native
@@ -156,10 +148,9 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
     mkdir: (path, mode) => onPath(path, () => offThread(mkdir, [path, mode])),
     mkostemp: (prefix, flags, path) =>
       Effect.suspend(() => {
-        // Joined, not normalised: ".." behind a symbolic link is not what it is by text.
-        const directory = prefix.startsWith("/") ? "" : workingDirectory()
-        if (directory === undefined) return Effect.succeed(-errnos.ENOENT)
-        const template = new TextEncoder().encode(`${directory}${prefix}XXXXXX\0`)
+        const absolute = linkedFiles.absolute(prefix)
+        if (absolute === undefined) return Effect.succeed(-errnos.ENOENT)
+        const template = new TextEncoder().encode(`${absolute}XXXXXX\0`)
         return offThread(mkostemp, [template, flags], {
           begin: () => linkedFiles.begin(template),
           done: (fd) => {
@@ -325,5 +316,5 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
         )
       })
   }
-  return kernel
+  return yield* endingWithThread(kernel, declare, gate)
 })

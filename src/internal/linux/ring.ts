@@ -4,6 +4,7 @@
  */
 import * as Effect from "effect/Effect"
 import * as Runtime from "effect/Runtime"
+import { isMainThread } from "node:worker_threads"
 import { EngineUnavailable } from "../../DiskStorageError.js"
 import type { PlatformNotSupported } from "../../DiskStorageError.js"
 import { errnos, SyscallError } from "../../Syscalls.js"
@@ -12,6 +13,7 @@ import type { Device, OpenDevice } from "../ioQueue.js"
 import { errnoCode } from "../kernel.js"
 import type { Slab } from "../slab.js"
 import { addressOf, eagerSubmissions, high, low, memoryOf, native } from "./native.js"
+import { descriptors } from "./threadExit.js"
 import { wakeUp } from "./wakeUps.js"
 
 const IO_URING_SETUP = 425
@@ -54,7 +56,12 @@ const MADV_POPULATE_WRITE = 23
 const EFD_CLOEXEC = 0x8_0000
 const EFD_NONBLOCK = 0x800
 
-/** What newer kernels have, first; each kernel takes one of them (6.1, 5.19, 5.6). */
+/**
+ * What newer kernels have, first; each kernel takes one of them (6.1, 5.19, 5.6).
+ *
+ * When a worker is terminated the ring stays mapped until the process ends, and with it what the ring holds: registered files and
+ * buffers, and requests whose completions are deferred, with their files, whose space would not come back. A worker's ring holds none.
+ */
 const setups = [
   SETUP_CQSIZE | SETUP_SUBMIT_ALL | SETUP_COOP_TASKRUN | SETUP_TASKRUN_FLAG | SETUP_SINGLE_ISSUER | SETUP_DEFER_TASKRUN,
   SETUP_CQSIZE | SETUP_SUBMIT_ALL | SETUP_COOP_TASKRUN | SETUP_TASKRUN_FLAG,
@@ -106,7 +113,7 @@ export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnav
     const mmap = yield* declare("mmap", "int64_t", ["size_t", "size_t", "int", "int", "int", "int64_t"])
     const madvise = yield* declare("madvise", "int", ["size_t", "size_t", "int"])
     const munmap = yield* declare("munmap", "int", ["size_t", "size_t"])
-    const close = yield* declare("close", "int", ["int"])
+    const { close, keep } = yield* descriptors(declare)
     const read = yield* declare("read", "int64_t", ["int", "void *", "size_t"])
     const eventfd = yield* declare("eventfd", "int", ["uint32_t", "int"])
     const outcome = (result: number) => (result < 0 ? -koffi.errno() : result)
@@ -122,11 +129,11 @@ export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnav
     const params = new Uint32Array(30)
     let fd = -errnos.EINVAL
     let flags = 0
-    for (flags of setups) {
+    for (flags of isMainThread ? setups : setups.slice(1)) {
       params.fill(0)
       params[2] = flags
       params[1] = options.completionEntries
-      fd = outcome(setup(IO_URING_SETUP, options.entries, new Uint8Array(params.buffer)))
+      fd = keep(outcome(setup(IO_URING_SETUP, options.entries, new Uint8Array(params.buffer))))
       if (fd !== -errnos.EINVAL) break
     }
     if (fd < 0) {
@@ -179,7 +186,7 @@ export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnav
     for (let index = 0; index < entries; index++) ring[sqArray + index] = index
 
     // Polling the ring's own descriptor loses wake-ups with deferred task work (seen on Linux 6.18).
-    const eventFd = outcome(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK))
+    const eventFd = keep(outcome(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)))
     const counter = new Uint8Array(8)
     const events = new Uint8Array(Int32Array.of(eventFd).buffer)
     const told = eventFd < 0 ? eventFd : outcome(register(IO_URING_REGISTER, fd, REGISTER_EVENTFD, events, 1))
@@ -191,11 +198,11 @@ export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnav
     }
 
     const registerFiles = new Int32Array(options.files).fill(-1)
-    const hasFiles = options.files > 0 &&
+    const hasFiles = isMainThread && options.files > 0 &&
       outcome(register(IO_URING_REGISTER, fd, REGISTER_FILES, new Uint8Array(registerFiles.buffer), options.files)) >= 0
     // struct io_uring_rsrc_register: nr, flags, resv2, data, tags.
     const sparse = Uint32Array.of(maxBuffers, RSRC_REGISTER_SPARSE, 0, 0, 0, 0, 0, 0)
-    const hasBuffers = options.registerBuffers &&
+    const hasBuffers = isMainThread && options.registerBuffers &&
       outcome(register(IO_URING_REGISTER, fd, REGISTER_BUFFERS2, new Uint8Array(sparse.buffer), 32)) >= 0
 
     return (complete, woken) => {

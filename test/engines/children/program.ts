@@ -60,7 +60,6 @@ const storm = Effect.gen(function*() {
   yield* Effect.forEach([0, 1, 2, 3, 4, 5, 6, 7], (index) => Effect.fork(write(index)))
   yield* Effect.sleep("100 millis")
   yield* say("busy")
-  parentPort?.on("message", () => process.exit(0))
   parentPort?.postMessage("busy", [])
   if (name === "exiting") process.exit(3)
   yield* Effect.never
@@ -125,7 +124,6 @@ const programs: Record<string, Effect.Effect<void, unknown>> = {
   resting: Effect.provide(
     Effect.scoped(Effect.gen(function*() {
       yield* roundTrips(Number(number))
-      parentPort?.on("message", () => process.exit(0))
       parentPort?.postMessage("idle", [])
       yield* Effect.never
     })),
@@ -182,14 +180,13 @@ const programs: Record<string, Effect.Effect<void, unknown>> = {
     yield* Effect.forEach([6], (index) =>
       Effect.async<void>((resume) => {
         const busy = worker("storm", index)
-        // koffi aborts the process when a thread is terminated while it calls back: such a thread has to end itself.
-        busy.on("message", () => engineName === "node:fs" ? void busy.terminate() : busy.postMessage("exit", []))
+        busy.on("message", () => void busy.terminate())
         busy.on("exit", () => resume(Effect.void))
       }), { concurrency: "unbounded", discard: true })
     yield* Effect.forEach([9], (index) =>
       Effect.async<void>((resume) => {
         const idle = worker("resting", index)
-        idle.on("message", () => engineName === "node:fs" ? void idle.terminate() : idle.postMessage("exit", []))
+        idle.on("message", () => void idle.terminate())
         idle.on("exit", () => resume(Effect.void))
       }), { concurrency: "unbounded", discard: true })
     yield* Effect.provide(Effect.scoped(roundTrips(8)), layer())

@@ -1,0 +1,170 @@
+/**
+ * What a worker thread leaves when it is terminated: Node then runs no JavaScript in it any more, no listener of 'exit' and no
+ * finalizer. So that others, who do run, know of its files and descriptors:
+ *
+ * - The names are registered with libc, which unlinks them when the thread has ended, however it ends. By then Node has waited for the
+ *   calls that the pool was making for the thread.
+ * - The descriptors are opened and closed through `node:fs`: a worker closes what is left of these, also one whose opening was under
+ *   way (`trackUnmanagedFds`, on by default).
+ */
+import * as Effect from "effect/Effect"
+import { randomInt } from "node:crypto"
+import { close, closeSync, constants, open, openSync } from "node:fs"
+import { isMainThread } from "node:worker_threads"
+import type { PlatformNotSupported } from "../../DiskStorageError.js"
+import { errnos } from "../../Syscalls.js"
+import type { Kernel } from "../kernel.js"
+import * as linkedFiles from "../linkedFiles.js"
+import type { Native } from "./native.js"
+
+// uapi/linux/limits.h, the NUL included
+const PATH_MAX = 4096
+
+/** As mkostemp has them. */
+const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+const maxNames = 100
+
+const randomName = () => Array.from({ length: 6 }, () => letters[randomInt(letters.length)]).join("")
+
+/** glibc's, and that of the C++ library, which other libcs leave it to. */
+const registrars = ["__cxa_thread_atexit_impl", "__cxa_thread_atexit"]
+
+/** Memory of C that this thread has registered, and that holds no path now. */
+const unused: Array<number> = []
+
+/** Has a path unlinked at the end of this thread, until what it returns is called. */
+type AtEnd = (path: string) => () => void
+
+/**
+ * What is registered with libc cannot be taken back, and stays as many as there were names at once: each is memory of C that
+ * holds a path, or an empty one, which names no file, until there is another. It outlives the memory of JavaScript.
+ */
+const unlinkAtEnd = (declare: Native["declare"]): Effect.Effect<AtEnd, PlatformNotSupported> =>
+  Effect.gen(function*() {
+    const dlsym = yield* declare("dlsym", "int64_t", ["int64_t", "str"])
+    const registrar = registrars.find((name) => dlsym(0, name) !== 0)
+    if (registrar === undefined) return () => () => {}
+    // The destructor, its argument, and an address in the library that must stay loaded until then.
+    const register = yield* declare(registrar, "int", ["int64_t", "int64_t", "int64_t"])
+    const malloc = yield* declare("malloc", "int64_t", ["size_t"])
+    const memcpy = yield* declare("memcpy", "int64_t", ["int64_t", "void *", "size_t"])
+    const [unlink, free] = [dlsym(0, "unlink"), dlsym(0, "free")]
+    const take = () => {
+      const known = unused.pop()
+      if (known !== undefined) return known
+      const memory = malloc(PATH_MAX)
+      if (memory === 0) return undefined
+      // Called in the opposite order.
+      register(free, memory, unlink)
+      memcpy(memory, new Uint8Array(1), 1)
+      register(unlink, memory, unlink)
+      return memory
+    }
+    return (path) => {
+      const bytes = new TextEncoder().encode(`${path}\0`)
+      const memory = bytes.byteLength > PATH_MAX ? undefined : take()
+      if (memory === undefined) return () => {}
+      memcpy(memory, bytes, bytes.byteLength)
+      return () => {
+        memcpy(memory, new Uint8Array(1), 1)
+        unused.push(memory)
+      }
+    }
+  })
+
+// uapi/asm-generic/fcntl.h
+const O_CLOEXEC = 0x8_0000
+
+/** For descriptors that no file of a path is behind: `keep` gives another number for one, which ends with a worker, `close` takes it. */
+export const descriptors = (
+  declare: Native["declare"]
+): Effect.Effect<
+  { readonly keep: (fd: number) => number; readonly close: (fd: number) => void },
+  PlatformNotSupported
+> =>
+  Effect.gen(function*() {
+    const close = yield* declare("close", "int", ["int"])
+    if (isMainThread) return { keep: (fd) => fd, close }
+    const dup3 = yield* declare("dup3", "int", ["int", "int", "int"])
+    const kept = new Set<number>()
+    return {
+      keep: (fd) => {
+        if (fd < 0) return fd
+        try {
+          // A number that Node closes, for something else.
+          const number = openSync("/dev/null", "r")
+          dup3(fd, number, O_CLOEXEC)
+          close(fd)
+          kept.add(number)
+          return number
+        } catch {
+          // No number is left: it stays until the process ends, if the thread is terminated.
+          return fd
+        }
+      },
+      close: (fd) => kept.delete(fd) ? closeSync(fd) : void close(fd)
+    }
+  })
+
+/** `kernel` as it is for the main thread; for a worker, one whose files end with it. */
+export const endingWithThread = (
+  kernel: Kernel,
+  declare: Native["declare"],
+  gate: Effect.Semaphore
+): Effect.Effect<Kernel, PlatformNotSupported> =>
+  isMainThread ? Effect.succeed(kernel) : Effect.gen(function*() {
+    const atEnd = yield* unlinkAtEnd(declare)
+
+    type Answered = (error: NodeJS.ErrnoException | null, fd?: number) => void
+    const offThread = (call: (answered: Answered) => void): Effect.Effect<number> =>
+      gate.withPermits(1)(Effect.uninterruptible(Effect.async<number>((resume) =>
+        call((error, fd) =>
+          resume(Effect.succeed(error === null ? fd ?? 0 : error.errno ?? -errnos.EIO))
+        )
+      )))
+
+    const create = (path: string, flags: number): Effect.Effect<number> =>
+      path.includes("\0") ? Effect.succeed(-errnos.ENOENT) : offThread((answered) => {
+        linkedFiles.add(path, atEnd(path))
+        open(path, flags | constants.O_RDWR | constants.O_CREAT | constants.O_EXCL, 0o600, (error, fd) => {
+          if (error !== null) {
+            linkedFiles.forget(path)
+          }
+          answered(error, fd)
+        })
+      })
+
+    const createAnew = (
+      prefix: string,
+      flags: number,
+      into: { value?: string },
+      tries: number
+    ): Effect.Effect<number> => {
+      const path = `${prefix}${randomName()}`
+      return Effect.flatMap(create(path, flags), (fd) => {
+        if (fd === -errnos.EEXIST && tries > 1) {
+          return createAnew(prefix, flags, into, tries - 1)
+        }
+        into.value = path
+        return Effect.succeed(fd)
+      })
+    }
+
+    return {
+      ...kernel,
+      mkostemp: (prefix, flags, path) =>
+        Effect.suspend(() => {
+          const absolute = linkedFiles.absolute(prefix)
+          return absolute === undefined
+            ? Effect.succeed(-errnos.ENOENT)
+            : createAnew(absolute, flags, path, maxNames)
+        }),
+      open: (path, flags) =>
+        path.includes("\0")
+          ? Effect.succeed(-errnos.ENOENT)
+          : offThread((answered) =>
+            open(path, flags, 0o600, answered)
+          ),
+      close: (fd) => offThread((answered) => close(fd, answered))
+    }
+  })
