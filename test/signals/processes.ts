@@ -127,10 +127,10 @@ export const start = (
           stdio: "pipe",
           env: {
             ...process.env,
-            ...options.env,
             DYN_KVBM_DISK_CACHE_DIR: directory,
             DYN_KVBM_DISK_CACHE_GB: "0.064",
-            npm_config_update_notifier: "false"
+            npm_config_update_notifier: "false",
+            ...options.env
           }
         })
       ),

@@ -6,7 +6,7 @@ import * as DiskStorageConfig from "../../../src/DiskStorageConfig.js"
 import * as Linux from "../../../src/Linux.js"
 import { errnos, SyscallError, Syscalls } from "../../../src/Syscalls.js"
 
-export type Moment = "acquire" | "fill" | "io" | "release"
+export type Moment = "acquire" | "fill" | "io" | "keep" | "release"
 
 /** No filesystem here is without fallocate. */
 const withoutFallocate = Layer.effect(
@@ -18,8 +18,11 @@ const withoutFallocate = Layer.effect(
   }))
 )
 
-/** Runs `begun` at that moment; I/O goes on until it is interrupted, and at every other moment the life goes on to its end. */
-export const life = (moment: Moment, begun: () => void) => {
+/**
+ * Runs `begun` at that moment; I/O goes on until it is interrupted, and at every other moment the life goes on to its end. It is kept at
+ * `keepAt` only when that is the moment.
+ */
+export const life = (moment: Moment, begun: () => void, keepAt?: string) => {
   let told = false
   const at = (here: Moment) =>
     Effect.sync(() => {
@@ -29,7 +32,8 @@ export const life = (moment: Moment, begun: () => void) => {
     })
   const options = Effect.map(DiskStorageConfig.options(), (options): DiskStorage.DiskStorageOptions => ({
     ...options,
-    fallback: "zero-fill"
+    fallback: "zero-fill",
+    keepAt
   }))
   const use = Effect.gen(function*() {
     yield* at("acquire")
@@ -40,6 +44,8 @@ export const life = (moment: Moment, begun: () => void) => {
     })
     yield* at("io")
     yield* moment === "io" ? Effect.forever(write) : write
+    yield* at("keep")
+    if (moment === "keep") yield* Effect.ignore(storage.keep)
     yield* Effect.addFinalizer(() => at("release"))
   })
   const listening = Effect.provideService(use, DiskStorage.ProgressListener, () => at("fill"))

@@ -1,6 +1,6 @@
 /**
  * Says when a moment in the life of a storage has come, and ends in a way of its own so many milliseconds later, or waits to be ended:
- * `round.ts <edge> <moment> <way> <milliseconds>`.
+ * `round.ts <edge> <moment> <way> <milliseconds> [keepAt]`.
  */
 import * as Effect from "effect/Effect"
 import { constVoid } from "effect/Function"
@@ -21,7 +21,7 @@ const ways = {
   wait: constVoid
 }
 
-const moments = { acquire: "acquire", fill: "fill", io: "io", release: "release" } as const
+const moments = { acquire: "acquire", fill: "fill", io: "io", keep: "keep", release: "release" } as const
 
 const way = choose(ways, 2)
 
@@ -30,5 +30,5 @@ reportExit()
 const program = life(choose(moments, 1), () => {
   reportNow("begun")
   setTimeout(way, millis)
-})
+}, process.argv[6])
 choose(edges, 0)(Effect.zipRight(program, report("through")))
