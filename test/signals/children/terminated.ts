@@ -47,5 +47,5 @@ if (isMainThread) {
   reportNow("through")
   setInterval(() => {}, 1000)
 } else {
-  Effect.runFork(life(workerData, () => parentPort?.postMessage("begun")))
+  Effect.runFork(life(workerData, () => parentPort?.postMessage("begun", [])))
 }
