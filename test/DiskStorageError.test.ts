@@ -77,6 +77,7 @@ const samples = [
   ],
   [Errors.NoStorageLeft, new Errors.NoStorageLeft({ paths: ["/tmp/a", "/tmp/b"] }), "/tmp/a, /tmp/b"],
   [Errors.StoreClosed, new Errors.StoreClosed({}), "is released"],
+  [Errors.SweepFailed, new Errors.SweepFailed({ directory: "/tmp/a", cause }), "/tmp/a was not swept"],
   [Errors.BudgetExceeded, new Errors.BudgetExceeded({ requested: 3, available: 2, budget: 4 }), "budget of 4"],
   [Errors.LayoutOverflow, new Errors.LayoutOverflow({ quantity: "totalBytes", bytes: 1e16 }), "The totalBytes"],
   [Errors.LayoutDoesNotFit, new Errors.LayoutDoesNotFit({ needed: 4096, available: 77 }), "there are 77"],

@@ -28,7 +28,15 @@ const tolerated = (syscall: SyscallName, code: ErrnoCode, policy: Policy): boole
       return codes("EOPNOTSUPP", "ENOTTY", "EINVAL", "EPERM", "EACCES")
     case "unlink":
       return codes("ENOENT")
+    // Nobody fails because a directory could not be swept.
+    case "readdir":
+      return true
+    // A sweep was first, or is at it: another file is made.
+    case "fcntlSetLock":
+      return codes("EAGAIN", "EACCES")
     case "open":
+      if (code === "ENOENT") return true
+      return policy.directIo === "preferred" && codes("EINVAL", "EOPNOTSUPP")
     case "fcntlSetFlags":
       return policy.directIo === "preferred" && codes("EINVAL", "EOPNOTSUPP")
     default:

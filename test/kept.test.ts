@@ -197,6 +197,7 @@ describe("the calls", () => {
     )
   const made = Effect.map(Effect.flatMap(SimulatedKernel, (kernel) => kernel.journal), (journal) => journal.length)
   const look = ["open", "statx", "close", "open", "statx", "pread 16384", "fstatfs", "close"]
+  const lock = ["open", "fcntlSetLock", "statx"]
 
   it.effect("of keep: the content is on the disk before the label, the label before the name", () =>
     Effect.gen(function*() {
@@ -211,13 +212,15 @@ describe("the calls", () => {
         "pwrite 16384",
         "fdatasync",
         "rename",
+        // The lock, which the next one wants.
+        "close",
         "open",
         "fdatasync",
         "close"
       ])
       // What is synced after the name is there is the directory that it is in.
       const entries = (yield* Effect.flatMap(SimulatedKernel, (kernel) => kernel.journal)).slice(before)
-      const [opened, synced, closed] = entries.slice(entries.findIndex(({ syscall }) => syscall === "rename") + 1)
+      const [opened, synced, closed] = entries.slice(entries.findIndex(({ syscall }) => syscall === "rename") + 2)
       assert.deepInclude(opened, { syscall: "open", path: "/tmp/" })
       for (const call of [synced, closed]) assert.strictEqual(call?.fd, opened?.result)
     }).pipe(Effect.scoped, on()))
@@ -229,11 +232,18 @@ describe("the calls", () => {
       yield* DiskStorage.make({ size, keepAt })
       assert.deepStrictEqual(yield* tail(before), [
         "mkostemp",
+        "fstatfs",
+        ...lock,
+        "statx",
         ...look,
         "open",
         "close",
+        // Before it has a name that is swept.
+        ...lock,
         "rename",
+        "close",
         "open",
+        "statx",
         "statx",
         "pread 16384",
         "fstatfs",
@@ -580,14 +590,28 @@ describe("what no storage has kept", () => {
 describe("what cannot be looked at", () => {
   it.effect("is not touched and warned of, and the storage is a new one", () =>
     Effect.gen(function*() {
-      const look = ["open", "statx", "close", "open", "statx", "pread", "fstatfs", "close", "open", "close"] as const
+      const lock = ["open", "fcntlSetLock", "statx"] as const
+      const look = [
+        "open",
+        "statx",
+        "close",
+        "open",
+        "statx",
+        "pread",
+        "fstatfs",
+        "close",
+        "open",
+        "close",
+        ...lock
+      ] as const
       for (const [call, syscall] of look.entries()) {
         yield* Effect.gen(function*() {
           yield* keepContent(first)
           const control = yield* SimulatedKernel
           const before = (yield* control.journal).length
-          // After the file of the new one was made.
-          yield* control.inject({ nth: before + 2 + call, outcome: { _tag: "Fail", code: "EIO" } })
+          // After the file of the new one was made and locked.
+          const made = before + ["mkostemp", "fstatfs", ...lock, "statx"].length
+          yield* control.inject({ nth: made + 1 + call, outcome: { _tag: "Fail", code: "EIO" } })
           const { lines, value } = yield* warnings(Effect.scoped(Effect.gen(function*() {
             const storage = yield* DiskStorage.make({ size, keepAt })
             const closed = syscall === "close"
@@ -595,7 +619,7 @@ describe("what cannot be looked at", () => {
             if (closed) return yield* storage.keep
             yield* storage.writeBytes(0, second)
           })))
-          const [failed] = (yield* control.journal).slice(before + 1 + call)
+          const [failed] = (yield* control.journal).slice(made + call)
           assert.deepInclude(failed, { syscall, result: "EIO" })
           assert.isUndefined(value)
           if (syscall !== "close") {

@@ -6,7 +6,6 @@
 import * as Effect from "effect/Effect"
 import { errnos } from "../Syscalls.js"
 import type { Statx, SyscallError, Syscalls } from "../Syscalls.js"
-import { locksAreTrusted } from "./filesystems.js"
 
 export type Locked =
   /** `statx` is what the kernel said of the file after it was locked. */
@@ -15,8 +14,6 @@ export type Locked =
   | { readonly _tag: "Gone" }
   /** Somebody else has it locked. */
   | { readonly _tag: "Held" }
-  /** Locks there do not tell whether an owner is alive. */
-  | { readonly _tag: "NoLocks" }
 
 const isHeld = ({ errno }: SyscallError) => errno === errnos.EAGAIN || errno === errnos.EACCES
 
@@ -31,8 +28,6 @@ export const lock = (syscalls: Syscalls, path: string): Effect.Effect<Locked, Sy
   const { O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK, O_RDWR } = syscalls.flags
   const locked = (fd: number): Effect.Effect<Locked, SyscallError> =>
     Effect.gen(function*() {
-      const { type } = yield* syscalls.fstatfs(fd)
-      if (!locksAreTrusted(type)) return { _tag: "NoLocks" }
       const held = yield* syscalls.fcntlSetLock(fd).pipe(
         Effect.as(false),
         Effect.catchIf(isHeld, () => Effect.succeed(true))

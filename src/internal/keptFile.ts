@@ -270,14 +270,15 @@ const claim = (
 ): Effect.Effect<Label | undefined, CreateFailed | FileReplaced> =>
   Effect.uninterruptible(Effect.gen(function*() {
     const failed = (cause: SyscallError) => new CreateFailed({ step: "take up", path, cause })
-    const lock = yield* Effect.either(fileLock.lock(syscalls, path))
-    if (Either.isLeft(lock) || lock.right._tag === "Held") {
+    // Where the empty one needed none, this one does not.
+    const lock = file.lock === undefined ? undefined : yield* Effect.either(fileLock.lock(syscalls, path))
+    if (lock !== undefined && (Either.isLeft(lock) || lock.right._tag === "Held")) {
       const why = Either.isLeft(lock) ? lock.left.message : "another process has it locked, to take it up or to keep it"
       yield* notTakenUp(file, path, why)
       return undefined
     }
-    if (lock.right._tag === "Gone") return undefined
-    const held = lock.right._tag === "Locked" ? lock.right : undefined
+    if (lock?.right._tag === "Gone") return undefined
+    const held = lock?.right._tag === "Locked" ? lock.right : undefined
     const release = held === undefined ? Effect.void : Effect.ignore(syscalls.close(held.fd))
     const renamed = yield* syscalls.rename(path, file.path).pipe(
       Effect.as(true),

@@ -5,6 +5,7 @@ import { SweepFailed } from "../DiskStorageError.js"
 import { errnos, S_IFMT, S_IFREG, Syscalls } from "../Syscalls.js"
 import type { Statx, SyscallError, Syscalls as Kernel } from "../Syscalls.js"
 import { isSameFile, lock } from "./fileLock.js"
+import { filesystemName, locksAreTrusted } from "./filesystems.js"
 import { namePrefix } from "./options.js"
 
 /** What mkostemp makes of the template; nobody else's files are looked at. */
@@ -29,8 +30,10 @@ const look = (syscalls: Kernel, path: string): Effect.Effect<Statx | undefined, 
 }
 
 /** With the lock: the name is still that of this file, and stays so, since nobody else may remove it. */
-const remove = (syscalls: Kernel, path: string, locked: Statx, dryRun: boolean) =>
+const remove = (syscalls: Kernel, path: string, fd: number, locked: Statx, dryRun: boolean) =>
   Effect.gen(function*() {
+    const { type } = yield* syscalls.fstatfs(fd)
+    if (!locksAreTrusted(type)) return left(`locks on ${filesystemName(type)} do not tell whether its owner lives`)
     const named = yield* look(syscalls, path)
     if (named === undefined) return gone
     if (!isSameFile(named, locked)) return left("another file has got its name meanwhile")
@@ -47,14 +50,8 @@ const judge = (syscalls: Kernel, path: string, uid: number, dryRun: boolean, fou
       lock(syscalls, path),
       (locked): Effect.Effect<Outcome, SyscallError> =>
         locked._tag === "Locked"
-          ? remove(syscalls, path, locked.statx, dryRun)
-          : Effect.succeed(
-            locked._tag === "Gone"
-              ? gone
-              : locked._tag === "Held"
-              ? { outcome: "in use" }
-              : left("locks of its filesystem do not tell whether its owner lives")
-          ),
+          ? remove(syscalls, path, locked.fd, locked.statx, dryRun)
+          : Effect.succeed(locked._tag === "Gone" ? gone : { outcome: "in use" }),
       (locked) => locked._tag === "Locked" ? Effect.ignore(syscalls.close(locked.fd)) : Effect.void
     )
   })
@@ -71,12 +68,8 @@ const sweepOne = (syscalls: Kernel, path: string, uid: number, dryRun: boolean):
     return { path, bytes, ...outcome }
   }).pipe(Effect.catchAll((error) => Effect.succeed({ path, bytes: 0, ...left(error.message) })))
 
-export const sweep = (
-  directory: string,
-  { dryRun = false }: SweepOptions = {}
-): Effect.Effect<SweepReport, SweepFailed, Syscalls> =>
+const sweepIn = (syscalls: Kernel, directory: string, dryRun: boolean): Effect.Effect<SweepReport, SweepFailed> =>
   Effect.gen(function*() {
-    const syscalls = yield* Syscalls
     const names = yield* Effect.mapError(
       syscalls.readdir(directory),
       (cause) => new SweepFailed({ directory, cause })
@@ -88,7 +81,15 @@ export const sweep = (
       (name) => sweepOne(syscalls, `${below}/${name}`, uid, dryRun)
     )
     return { directory, dryRun, files }
-  }).pipe(Effect.withSpan("DiskStorage.sweep", { attributes: { directory, dryRun } }))
+  })
+
+export const sweep = (
+  directory: string,
+  { dryRun = false }: SweepOptions = {}
+): Effect.Effect<SweepReport, SweepFailed, Syscalls> =>
+  Effect.flatMap(Syscalls, (syscalls) => sweepIn(syscalls, directory, dryRun)).pipe(
+    Effect.withSpan("DiskStorage.sweep", { attributes: { directory, dryRun } })
+  )
 
 interface Once {
   readonly turn: Effect.Semaphore
@@ -112,8 +113,7 @@ export const sweepOnce = (syscalls: Kernel, directory: string): Effect.Effect<vo
   Effect.suspend(() => {
     const once = onceIn(syscalls, directory)
     if (once.done) return Effect.void
-    const first = sweep(directory).pipe(
-      Effect.provideService(Syscalls, syscalls),
+    const first = sweepIn(syscalls, directory, false).pipe(
       Effect.flatMap(({ files }) => {
         const removed = files.filter(({ outcome }) => outcome === "removed")
         const kept = files.filter(({ outcome }) => outcome === "left")

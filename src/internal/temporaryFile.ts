@@ -25,6 +25,7 @@ import {
   copiesOnWrite,
   directIoVerdict,
   filesystemName,
+  locksAreTrusted,
   overwritesMayRunOutOfSpace,
   pageCacheOf
 } from "./filesystems.js"
@@ -106,19 +107,23 @@ const makePath = (syscalls: Syscalls, directory: string): Effect.Effect<void, Sy
     : Effect.catchIf(mkdir, is("ENOENT"), () => Effect.zipRight(makePath(syscalls, trimmed.slice(0, slash)), mkdir))
 }
 
-/** Whether the file is locked now; false when a sweep was first, or has it just now, and took it for one without an owner. */
+/**
+ * Whether the file is this process', and locked where locks tell that; false when a sweep was first, or has it just now, and took it for
+ * one without an owner.
+ */
 const locked = (
   syscalls: Syscalls,
   file: TemporaryFile,
   created: number
 ): Effect.Effect<boolean, SyscallError> =>
-  Effect.flatMap(fileLock.lock(syscalls, file.path), (lock) => {
-    if (lock._tag !== "Locked") return Effect.succeed(lock._tag === "NoLocks")
+  Effect.gen(function*() {
+    const { type } = yield* syscalls.fstatfs(created)
+    if (!locksAreTrusted(type)) return true
+    const lock = yield* fileLock.lock(syscalls, file.path)
+    if (lock._tag !== "Locked") return false
     file.lock = lock.fd
-    return Effect.map(
-      syscalls.statx(created),
-      (statx) => lock.statx.links > 0 && fileLock.isSameFile(lock.statx, statx)
-    )
+    const statx = yield* syscalls.statx(created)
+    return lock.statx.links > 0 && fileLock.isSameFile(lock.statx, statx)
   })
 
 /**
