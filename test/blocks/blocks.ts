@@ -13,29 +13,16 @@ import { BufferBusy, IoFailed } from "../../src/DiskStorageError.js"
 import { region } from "../../src/internal/alignedBuffer.js"
 import type * as IoEngine from "../../src/IoEngine.js"
 import * as SimulatedSyscalls from "../../src/SimulatedSyscalls.js"
+import { fill, identify } from "./content.js"
 
 export const page = AlignedBuffer.pageSize
 
-const words = (bytes: Uint8Array): Int32Array => new Int32Array(bytes.buffer, bytes.byteOffset, bytes.byteLength >> 2)
-
-const word = (hash: number, version: number, index: number): number =>
-  Math.imul(Math.imul(hash + 1, 0x9e37_79b1) ^ Math.imul(version + 1, 0x85eb_ca6b) ^ index, 0xc2b2_ae35)
-
-export const fill = (bytes: Uint8Array, hash: number, version: number): void => {
-  const block = words(bytes)
-  for (let index = 0; index < block.length; index++) block[index] = word(hash, version, index)
-  block[0] = version
-}
+export { fill }
 
 /** The version that `bytes` are of; fails where not all of them are of that one, or are of another hash. */
 export const versionOf = (bytes: Uint8Array, hash: number, what: string): number => {
-  const block = words(bytes)
-  const version = block[0] ?? 0
-  for (let index = 1; index < block.length; index++) {
-    if (block[index] !== word(hash, version, index)) {
-      assert.fail(`${what}: word ${index} is not of hash ${hash}, version ${version}`)
-    }
-  }
+  const { version, wrong } = identify(bytes, hash)
+  if (wrong !== undefined) assert.fail(`${what}: word ${wrong} is not of hash ${hash}, version ${version}`)
   return version
 }
 

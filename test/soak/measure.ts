@@ -1,0 +1,108 @@
+/** What the process holds, and whether it became more. */
+import * as Effect from "effect/Effect"
+import { readdirSync, readFileSync } from "node:fs"
+import { setFlagsFromString } from "node:v8"
+import { runInNewContext } from "node:vm"
+import { median } from "../../src/cli/bench/units.js"
+import { turn } from "./world.js"
+
+setFlagsFromString("--expose-gc")
+const collect: unknown = runInNewContext("gc")
+setFlagsFromString("--no-expose-gc")
+
+export const what = [
+  "descriptors",
+  "mappings",
+  "listeners",
+  "handles",
+  "rss",
+  "heap",
+  "external"
+] as const
+
+export type What = typeof what[number]
+
+export interface Sample extends Record<What, number> {
+  /** since the beginning */
+  readonly millis: number
+}
+
+const listeners = () => process.eventNames().reduce((sum, name) => sum + process.listenerCount(name), 0)
+
+/** After the collector has been, twice: what the first frees lets the second free more. */
+export const sample = (since: number): Effect.Effect<Sample> =>
+  Effect.gen(function*() {
+    for (let times = 0; times < 2; times++) {
+      if (typeof collect === "function") collect()
+      yield* turn
+      yield* turn
+    }
+    const { external, heapUsed, rss } = process.memoryUsage()
+    return {
+      millis: performance.now() - since,
+      // Without the one of this listing.
+      descriptors: readdirSync("/proc/self/fd").length - 1,
+      mappings: readFileSync("/proc/self/maps", "utf8").split("\n").length - 1,
+      listeners: listeners(),
+      handles: process.getActiveResourcesInfo().length,
+      rss,
+      heap: heapUsed,
+      external
+    }
+  })
+
+const second = 1000
+const minute = 60 * second
+const leastWarmUpMillis = 20 * second
+/** In a shorter run, memory says nothing: caches, compiled code and the allocator's habits are still growing. */
+export const leastMillisForMemory = 10 * minute
+
+/** What may be more at the end than at the beginning: counts, and shares of what there was. */
+const limits: { readonly [name in What]: { readonly count: number } | { readonly share: number } } = {
+  descriptors: { count: 0 },
+  // V8 maps as it compiles and collects: see test/leaks.test.ts.
+  mappings: { count: 40 },
+  listeners: { count: 0 },
+  handles: { count: 0 },
+  rss: { share: 0.01 },
+  heap: { share: 0.01 },
+  external: { share: 0.01 }
+}
+
+export interface Growth {
+  readonly what: What
+  readonly from: number
+  readonly to: number
+  readonly verdict: "none" | "LEAK" | "too short"
+}
+
+export interface Compared {
+  readonly warmUpMillis: number
+  /** Samples in each of the first and the last tenth after the warm-up. */
+  readonly samples: number
+  readonly growths: ReadonlyArray<Growth>
+}
+
+/**
+ * Medians of the first and the last tenth of what came after the warm-up: a tenth of the run, at least 20 s, and half of a run that is too
+ * short for that.
+ */
+export const compare = (samples: ReadonlyArray<Sample>): Compared => {
+  const total = samples.at(-1)?.millis ?? 0
+  const warmUpMillis = Math.min(Math.max(leastWarmUpMillis, total / 10), total / 2)
+  const after = samples.filter(({ millis }) => millis >= warmUpMillis)
+  const tenth = Math.ceil(after.length / 10)
+  return {
+    warmUpMillis,
+    samples: tenth,
+    growths: what.map((name) => {
+      const of = (some: ReadonlyArray<Sample>) => median(some.map((one) => one[name]))
+      const from = of(after.slice(0, tenth))
+      const to = of(after.slice(-tenth))
+      const limit = limits[name]
+      const grown = "count" in limit ? to - from > limit.count : to - from > limit.share * from
+      const tooShort = after.length < 2 || ("share" in limit && total < leastMillisForMemory)
+      return { what: name, from, to, verdict: tooShort ? "too short" : grown ? "LEAK" : "none" }
+    })
+  }
+}
