@@ -3,6 +3,7 @@ import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
@@ -275,12 +276,25 @@ export const run = (soak: Soak, options: Options): Effect.Effect<void> => {
     }
   }))
 
-  return Effect.raceFirst(rounds, Effect.disconnect(watched(soak))).pipe(
-    Effect.catchAllCause((cause) =>
-      Cause.isInterruptedOnly(cause) ? Effect.interrupt : Effect.sync(() => {
-        soak.failure ??= { lane: "all", round: options.from + soak.rounds, message: Cause.pretty(cause) }
+  const failed = (cause: Cause.Cause<Broken>) =>
+    Effect.sync(() => {
+      const message = Option.match(Cause.failureOption(cause), {
+        onSome: ({ message }) => message,
+        onNone: () => Cause.pretty(cause)
       })
-    ),
+      soak.failure ??= { lane: "all", round: options.from + soak.rounds, message }
+    })
+
+  return Effect.gen(function*() {
+    // Of its own, so that a lane that hangs does not keep the report back; what is interrupted is waited for.
+    const working = yield* Effect.forkDaemon(rounds)
+    const watching = yield* Effect.forkDaemon(watched(soak))
+    yield* Effect.raceFirst(Fiber.join(working), Fiber.join(watching)).pipe(
+      Effect.onInterrupt(() => Fiber.interrupt(working)),
+      Effect.ensuring(Fiber.interruptFork(watching))
+    )
+  }).pipe(
+    Effect.catchAllCause((cause) => Cause.isInterruptedOnly(cause) ? Effect.interrupt : failed(cause)),
     Effect.provide(Logger.replace(Logger.defaultLogger, logger(soak)))
   )
 }
