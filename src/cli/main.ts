@@ -15,6 +15,7 @@ import * as ProcessRuntime from "../ProcessRuntime.js"
 import { bench } from "./bench/command.js"
 import { doctor, NoReport } from "./doctor/command.js"
 import { printableLines } from "./layout.js"
+import { NotSwept, sweep } from "./sweep/command.js"
 import * as terminal from "./terminal.js"
 
 /** As deep below the root of the package from `src/cli` as from `dist/cli`. */
@@ -24,7 +25,7 @@ const { version } = Schema.decodeSync(Schema.parseJson(Schema.Struct({ version: 
 
 const command = Command.make("effect-disk-storage").pipe(
   Command.withDescription("The disk tier of an LLM KV cache, from the command line."),
-  Command.withSubcommands([bench, doctor])
+  Command.withSubcommands([bench, doctor, sweep])
 )
 
 /** Below every help. 64 and 70 are EX_USAGE and EX_SOFTWARE of sysexits.h. */
@@ -35,7 +36,7 @@ const footer = HelpDoc.sequence(
     HelpDoc.p("1: bench refuses or fails; doctor: direct-with-conditions, buffered or unknown"),
     HelpDoc.p("2: doctor: unsupported"),
     HelpDoc.p("64: wrong arguments"),
-    HelpDoc.p("70: no report could be made or written, or a defect of this program"),
+    HelpDoc.p("70: no report could be made or written, the directory could not be swept, or a defect of this program"),
     HelpDoc.p("128 + n: ended by signal n; 141 also where nobody reads the output any more")
   ])
 )
@@ -51,7 +52,8 @@ const run = Command.run(command, {
 const exitCode = (cause: Cause.Cause<unknown>): number =>
   Option.match(Cause.failureOption(cause), {
     onNone: () => 70,
-    onSome: (error) => ValidationError.isValidationError(error) ? 64 : error instanceof NoReport ? 70 : 1
+    onSome: (error) =>
+      ValidationError.isValidationError(error) ? 64 : error instanceof NoReport || error instanceof NotSwept ? 70 : 1
   })
 
 Effect.zipRight(terminal.endWithStreams, run(process.argv)).pipe(

@@ -1,20 +1,16 @@
 /** `effect-disk-storage doctor [DIR]`. */
-import * as Args from "@effect/cli/Args"
 import * as Command from "@effect/cli/Command"
-import * as HelpDoc from "@effect/cli/HelpDoc"
 import * as Options from "@effect/cli/Options"
 import * as ConfigError from "effect/ConfigError"
 import * as Console from "effect/Console"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
-import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
-import { resolve } from "node:path"
 import type { IoVerdict } from "../../DirectIo.js"
 import * as DirectIo from "../../DirectIo.js"
-import * as DiskStorageConfig from "../../DiskStorageConfig.js"
 import * as Linux from "../../Linux.js"
 import * as Progress from "../bench/progress.js"
+import * as directory from "../directory.js"
 import { printable } from "../layout.js"
 import * as terminal from "../terminal.js"
 import { text } from "./text.js"
@@ -45,33 +41,18 @@ const options = {
   all: Options.boolean("all").pipe(Options.withDescription("Show also the conditions that do not apply here."))
 }
 
-const directory = Args.text({ name: "DIR" }).pipe(
-  // What looks like an option and is none, or is given twice, arrives here.
-  Args.mapEffect((text) =>
-    text === ""
-      ? Effect.fail(HelpDoc.p("DIR is empty."))
-      : text.startsWith("-")
-      ? Effect.fail(
-        HelpDoc.p(`${text} is not an option, or is given twice; --help lists those there are. A path can start with ./`)
-      )
-      : Effect.succeed(text)
-  ),
-  Args.withDescription("The directory to look at (default: DYN_KVBM_DISK_CACHE_DIR, else /tmp)."),
-  Args.optional
-)
+const argument = directory.argument("look at")
 
-type Asked = Command.Command.ParseConfig<typeof options & { readonly directory: typeof directory }>
+type Asked = Command.Command.ParseConfig<typeof options & { readonly argument: typeof argument }>
 
 const ReportJson = Schema.parseJson(DirectIo.DirectIoReport, { space: 2 })
 
 const inspect = (asked: Asked) =>
   Effect.gen(function*() {
     const progress = yield* Progress.Progress
-    const directory = resolve(
-      yield* Option.match(asked.directory, { onNone: () => DiskStorageConfig.directory, onSome: Effect.succeed })
-    )
-    yield* progress.status(`${asked.measure ? "measuring in" : "looking at"} ${printable(directory)} …`)
-    return yield* DirectIo.inspect(directory, { measure: asked.measure })
+    const path = yield* directory.given(asked.argument)
+    yield* progress.status(`${asked.measure ? "measuring in" : "looking at"} ${printable(path)} …`)
+    return yield* DirectIo.inspect(path, { measure: asked.measure })
   }).pipe(
     Effect.provide([Linux.layer, Progress.layer]),
     Effect.mapError((cause) => new NoReport({ cause }))
@@ -95,7 +76,7 @@ const run = (asked: Asked) =>
     })
   })
 
-export const doctor = Command.make("doctor", { ...options, directory }, run).pipe(
+export const doctor = Command.make("doctor", { ...options, argument }, run).pipe(
   Command.withDescription(
     "Finds out whether a directory can do direct I/O and GPUDirect Storage, by real I/O on a file of its own and from what the kernel " +
       "says, and shows what that rests on. Verdicts on I/O: direct; direct-with-conditions (reads and overwrites are direct, something " +
