@@ -29,9 +29,20 @@ const samePressMillis = 1000
  *   that signal.
  * - After SIGHUP the terminal is gone, and errors of writing to it are ignored.
  *
- * Without this helper (or one like it) a signal kills the process and leaves its files; an uncaught exception and `process.exit`
- * do not, since `LinuxSyscalls` unlinks at 'exit'. Start programs with `exec node …` in an npm script: the shell that npm
- * starts otherwise dies by SIGTERM and leaves node running.
+ * Whatever runs a program, with this helper or without:
+ *
+ * - An uncaught exception, an unhandled rejection and `process.exit` run no finalizer. Files are unlinked at 'exit', synchronously, also
+ *   those that another thread is just creating, and the kernel closes what is open.
+ * - A worker that ends, by `worker.terminate()` too, leaves neither file nor descriptor in the process.
+ * - What kills a process leaves a file that is still linked, until the next start in that directory sweeps it
+ *   (`DiskStorage.sweep`): SIGKILL, and every other signal that nobody listens to.
+ *
+ * Without this helper nobody listens to SIGHUP, which is also what a terminal that closes sends. To SIGINT and SIGTERM
+ * `NodeRuntime.runMain` listens once: the second one kills, such as the one that npm sends after Ctrl-C. A listener of one's own has to
+ * interrupt the program, or call `process.exit`.
+ *
+ * Start programs with `exec node …` in an npm script: the shell that npm starts otherwise dies by SIGTERM and leaves node running. An npm
+ * that is killed by SIGKILL leaves it running as well: it holds its storage until it is signalled itself.
  *
  * @since 0.1.0
  * @category runtime
