@@ -454,6 +454,11 @@ export const sweep: (
  * Acquires a storage: makes the temp file, or takes up the one that was kept, sets O_DIRECT and reads it back, finds the alignment, allocates. Whatever step fails
  * or is interrupted, the file is unlinked and closed before the failure is seen; after success that happens when the Scope ends.
  *
+ * Where the filesystem counts less free space than the file takes it fails with `InsufficientSpace`, before it allocates, also where the
+ * file would be sparse, or the filesystem would compress what is written to it. fallocate alone knows whether there is room. It is asked
+ * without a look at the count on btrfs, whose count lags, and where there is no count; another process may be faster; a quota need not
+ * be in the count: what fallocate refuses is `OutOfSpace`.
+ *
  * @example
  * ```ts
  * import { AlignedBuffer, DiskStorage, Linux } from "effect-disk-storage"

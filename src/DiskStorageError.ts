@@ -188,6 +188,28 @@ export class ExtentsUnavailable extends Schema.TaggedError<ExtentsUnavailable>(i
 }
 
 /**
+ * The filesystem said, before anything was allocated, that it has less room than the file takes. What its count is too low for now and
+ * then is asked for all the same (see `DiskStorage.make`).
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class InsufficientSpace extends Schema.TaggedError<InsufficientSpace>(id("InsufficientSpace"))(
+  "InsufficientSpace",
+  {
+    path: Schema.String,
+    /** bytes of the file */
+    needed: Schema.Number,
+    /** bytes that this process may take, of which root may take all */
+    available: Schema.Number
+  }
+) {
+  override get message(): string {
+    return `No room for ${this.needed} bytes at ${this.path}: the filesystem has ${this.available} left. Nothing was allocated. Free space, ask for a smaller DYN_KVBM_DISK_CACHE_GB, or use another DYN_KVBM_DISK_CACHE_DIR.`
+  }
+}
+
+/**
  * The filesystem, a quota or a size limit has no room for the file. What had been allocated was given back.
  *
  * @since 0.1.0
@@ -718,6 +740,7 @@ export type AcquireError =
   | FileReplaced
   | DirectIoRefused
   | DirectIoUnavailable
+  | InsufficientSpace
   | OutOfSpace
   | AllocationFailed
   | PrewriteRefused
@@ -805,6 +828,7 @@ const classes = [
   DirectIoRefused,
   DirectIoUnavailable,
   ExtentsUnavailable,
+  InsufficientSpace,
   OutOfSpace,
   AllocationFailed,
   PrewriteRefused,

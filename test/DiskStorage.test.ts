@@ -32,6 +32,18 @@ const fail = (syscall: SyscallName, code: ErrnoCode, nth = 1) =>
 const journal = Effect.flatMap(SimulatedKernel, (kernel) => kernel.journal)
 const syscalls = Effect.map(journal, (entries) => entries.map(({ syscall }) => syscall))
 
+/** A kernel that tells of space that somebody else takes before it is asked for. */
+const takenMeanwhile = <A, E, R>(use: Effect.Effect<A, E, R>) =>
+  Effect.flatMap(Syscalls.Syscalls, (kernel) =>
+    Effect.provideService(use, Syscalls.Syscalls, {
+      ...kernel,
+      fstatfs: (fd) =>
+        Effect.map(
+          kernel.fstatfs(fd),
+          (answer) => ({ ...answer, free: Number.MAX_SAFE_INTEGER, available: Number.MAX_SAFE_INTEGER })
+        )
+    }))
+
 const nothingLeft = Effect.flatMap(
   SimulatedKernel,
   (kernel) =>
@@ -185,12 +197,53 @@ describe("acquire", () => {
 
   it.effect("gives everything back at once when it fails, long before the Scope ends", () =>
     Effect.gen(function*() {
-      const failure = yield* Effect.flip(DiskStorage.make({ size: 3 * size }))
+      const failure = yield* Effect.flip(takenMeanwhile(DiskStorage.make({ size: 3 * size })))
       assert.strictEqual(failure._tag, "OutOfSpace")
       assert.include(failure.message, "ENOSPC")
       yield* nothingLeft
       yield* DiskStorage.make({ size })
     }).pipe(Effect.scoped, on({ capacity: 2 * size })))
+
+  it.effect.each(["ext4", "ext2", "tmpfs"] as const)(
+    "asks for nothing that the filesystem says it does not have: %s",
+    (profile) =>
+      Effect.gen(function*() {
+        for (const fallback of ["truncate", "zero-fill"] as const) {
+          const failure = yield* Effect.flip(DiskStorage.make({ size: 2 * size + 1, fallback }))
+          if (failure._tag !== "InsufficientSpace") return assert.fail(failure.message)
+          assert.deepStrictEqual([failure.needed, failure.available], [2 * size + 4096, 2 * size])
+          yield* nothingLeft
+        }
+        const calls = new Set(yield* syscalls)
+        for (const call of ["fallocate", "ftruncate", "pwrite"] as const) assert.isFalse(calls.has(call), call)
+        yield* DiskStorage.make({ size: 2 * size })
+      }).pipe(Effect.scoped, on({ profile, capacity: 2 * size }))
+  )
+
+  it.effect("asks again after a sync: some filesystems give space back behind the scenes", () =>
+    Effect.gen(function*() {
+      const kernel = yield* Syscalls.Syscalls
+      let synced = false
+      yield* DiskStorage.make({ size }).pipe(Effect.provideService(Syscalls.Syscalls, {
+        ...kernel,
+        fdatasync: (fd) => Effect.tap(kernel.fdatasync(fd), () => Effect.sync(() => synced = true)),
+        fstatfs: (fd) =>
+          Effect.map(kernel.fstatfs(fd), (answer) => synced ? answer : { ...answer, free: 0, available: 0 })
+      }))
+      assert.isTrue(synced)
+    }).pipe(Effect.scoped, on()))
+
+  it.effect.each(
+    [["btrfs, whose count lags", "btrfs", 1e9], ["a filesystem without a count", "ext4", 0]] as const
+  )("asks fallocate: %s", ([, profile, total]) =>
+    Effect.gen(function*() {
+      const kernel = yield* Syscalls.Syscalls
+      const { allocation } = yield* DiskStorage.make({ size }).pipe(Effect.provideService(Syscalls.Syscalls, {
+        ...kernel,
+        fstatfs: (fd) => Effect.map(kernel.fstatfs(fd), (answer) => ({ ...answer, total, free: 0, available: 0 }))
+      }))
+      assert.strictEqual(allocation.method, "fallocate")
+    }).pipe(Effect.scoped, on({ profile })))
 
   const directories: ReadonlyArray<readonly [string, string, ErrnoCode]> = [
     ["a file", "/tmp/file", "ENOTDIR"],
@@ -362,7 +415,7 @@ describe("zero-fill", () => {
 
   it.effect("leaves no block of a disk that fills up half-way", () =>
     Effect.gen(function*() {
-      const failure = yield* Effect.flip(DiskStorage.make({ ...zeroFill, size: 2 * maxWrite }))
+      const failure = yield* Effect.flip(takenMeanwhile(DiskStorage.make({ ...zeroFill, size: 2 * maxWrite })))
       assert.strictEqual(failure._tag, "OutOfSpace")
       yield* nothingLeft
     }).pipe(Effect.scoped, on({ profile: "ext2", capacity: maxWrite + 4096 * 3 })))

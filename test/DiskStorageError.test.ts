@@ -28,6 +28,7 @@ const samples = [
     "the page cache; holds it"
   ],
   [Errors.ExtentsUnavailable, new Errors.ExtentsUnavailable({ path, cause }), "FIEMAP"],
+  [Errors.InsufficientSpace, new Errors.InsufficientSpace({ path, needed: 4096, available: 77 }), "has 77 left"],
   [Errors.OutOfSpace, new Errors.OutOfSpace({ path, method: "fallocate", needed: 4096, cause }), "4096 bytes"],
   [
     Errors.AllocationFailed,

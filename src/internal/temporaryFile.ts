@@ -11,11 +11,12 @@ import {
   DirectIoUnavailable,
   DirectoryUnusable,
   FileReplaced,
+  InsufficientSpace,
   OutOfSpace,
   PrewriteRefused
 } from "../DiskStorageError.js"
 import type { IoEngine } from "../IoEngine.js"
-import type { SyscallError, Syscalls } from "../Syscalls.js"
+import type { Statfs, SyscallError, Syscalls } from "../Syscalls.js"
 import { errnos, FALLOC_FL_WRITE_ZEROES, FS_NOCOW_FL } from "../Syscalls.js"
 import { mapOf } from "./extents.js"
 import * as fileLock from "./fileLock.js"
@@ -425,6 +426,25 @@ const allocatedBefore = (
     Effect.orElseSucceed(() => ({ allocated: false, written: false }))
   )
 
+/**
+ * Whether there is room, as far as the filesystem tells: one without a count answers 0 of 0. btrfs counts what was freed as used until it
+ * commits, and its fallocate looks before it takes anything: that is asked instead. What XFS has not given back yet comes with a sync.
+ */
+const checkSpace = (
+  syscalls: Syscalls,
+  { path }: TemporaryFile,
+  fd: number,
+  answered: Statfs,
+  needed: number
+): Effect.Effect<void, CreateFailed | InsufficientSpace> =>
+  Effect.gen(function*() {
+    const roomOf = ({ free, total }: Statfs) => total > 0 ? free : Infinity
+    if (answered.type === BTRFS || roomOf(answered) >= needed) return
+    yield* Effect.ignore(syscalls.fdatasync(fd))
+    const available = roomOf(yield* Effect.mapError(syscalls.fstatfs(fd), failedAt("inspect", path)))
+    if (available < needed) return yield* new InsufficientSpace({ path, needed, available })
+  })
+
 type AllocateError = OutOfSpace | AllocationFailed | BufferUnavailable | IoStalled
 
 const allocate = (
@@ -497,7 +517,8 @@ export const prepare = (
     const { fd } = opened
     if (options.earlyUnlink) yield* Effect.mapError(unlink(syscalls, file), failedAt("early unlink", path))
 
-    const { blockSize, type } = yield* Effect.mapError(syscalls.fstatfs(fd), failedAt("inspect", path))
+    const statfs = yield* Effect.mapError(syscalls.fstatfs(fd), failedAt("inspect", path))
+    const { blockSize, type } = statfs
     const filesystem = { type, name: filesystemName(type) }
     const nocow = type === BTRFS &&
       (yield* (label === undefined ? disableCopyOnWrite : isOutOfCopyOnWrite)(syscalls, file, fd))
@@ -540,6 +561,8 @@ export const prepare = (
     const unit = label?.unit ?? Math.max(AlignedBuffer.pageSize, offset)
     const length = Math.ceil(options.size / unit) * unit
     const labelAt = label === undefined ? undefined : length
+    const fileBytes = keepAt === undefined ? length : keptFile.lengthOf(options.size, unit)
+    if (label === undefined) yield* checkSpace(syscalls, file, fd, statfs, fileBytes)
     const accepted = options.directIo === "proven"
       ? yield* prove(syscalls, file, fd, filesystem.name, pageCacheOf(type, statx), unit, labelAt, said)
       : said
@@ -553,7 +576,6 @@ export const prepare = (
         offset: length,
         unit: (yield* AlignedBuffer.make(unit)).bytes
       }
-    const fileBytes = place === undefined ? length : keptFile.lengthOf(options.size, unit)
     const { allocated, method, written } = label === undefined
       ? yield* Effect.map(
         allocate(syscalls, engine, options, file, fd, fileBytes, direct.flag, alignment),

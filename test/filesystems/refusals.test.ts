@@ -1,10 +1,22 @@
 /** Real reasons why a storage cannot be had, and that nothing is left of the attempt. */
 import { assert } from "@effect/vitest"
 import * as Effect from "effect/Effect"
-import { chmodSync, existsSync, mkdirSync, readdirSync, writeFileSync } from "node:fs"
+import {
+  chmodSync,
+  closeSync,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  unlinkSync,
+  writeFileSync,
+  writeSync
+} from "node:fs"
 import { join } from "node:path"
+import * as AlignedBuffer from "../../src/AlignedBuffer.js"
 import * as DiskStorage from "../../src/DiskStorage.js"
 import type { AcquireError } from "../../src/DiskStorageError.js"
+import { Syscalls } from "../../src/Syscalls.js"
 import { startChild } from "./children.js"
 import { command } from "./mounts.js"
 import { assertNothingLeft, describeReal, freshPath, Mounted, openBelow, settledFreeBytes } from "./real.js"
@@ -28,6 +40,36 @@ const assertUnusable = (failure: AcquireError, directory: string, code: string) 
   assert.strictEqual(failure.cause.code, code)
 }
 
+/** A kernel that tells of space that somebody else takes before it is asked for. */
+const takenMeanwhile = <A, E, R>(use: Effect.Effect<A, E, R>) =>
+  Effect.flatMap(Syscalls, (kernel) =>
+    Effect.provideService(use, Syscalls, {
+      ...kernel,
+      fstatfs: (fd) =>
+        Effect.map(
+          kernel.fstatfs(fd),
+          (answer) => ({ ...answer, free: Number.MAX_SAFE_INTEGER, available: Number.MAX_SAFE_INTEGER })
+        )
+    }))
+
+/** Takes what is free below a directory, and a little less than a MiB of it not, until the Scope ends. */
+const fillUp = (directory: string) =>
+  Effect.acquireRelease(
+    Effect.sync(() => {
+      const path = join(directory, "filler")
+      const filler = openSync(path, "w")
+      try {
+        for (;;) writeSync(filler, new Uint8Array(mebibyte))
+      } catch {
+        // It is full.
+      } finally {
+        closeSync(filler)
+      }
+      return path
+    }),
+    (path) => Effect.sync(() => unlinkSync(path))
+  )
+
 /** A request that fails, and what must be true right then, with the caller's Scope still open. */
 const failsAndLeavesNothing = (options: Omit<DiskStorage.DiskStorageOptions, "directory">) =>
   Effect.gen(function*() {
@@ -44,7 +86,7 @@ describeReal("small ext4", { name: "no space" }, (it) => {
     Effect.gen(function*() {
       for (const earlyUnlink of [false, true]) {
         const size = 100 * mebibyte
-        const failure = yield* failsAndLeavesNothing({ size, earlyUnlink })
+        const failure = yield* takenMeanwhile(failsAndLeavesNothing({ size, earlyUnlink }))
         assertOutOfSpace(failure, { method: "fallocate", needed: size, code: "ENOSPC" })
       }
       const storage = yield* DiskStorage.make({ size: 40 * mebibyte, directory: yield* freshPath })
@@ -54,9 +96,36 @@ describeReal("small ext4", { name: "no space" }, (it) => {
   it.scoped("a size above what the filesystem can address: OutOfSpace with EFBIG", () =>
     Effect.gen(function*() {
       const size = 17 * 1024 ** 4
-      assertOutOfSpace(yield* failsAndLeavesNothing({ size }), { method: "fallocate", needed: size, code: "EFBIG" })
+      const failure = yield* takenMeanwhile(failsAndLeavesNothing({ size }))
+      assertOutOfSpace(failure, { method: "fallocate", needed: size, code: "EFBIG" })
     }))
 })
+
+for (const kind of ["small ext4", "small ext2", "tmpfs", "xfs"] as const) {
+  describeReal(kind, { name: "a count of free space" }, (it) => {
+    it.scoped("InsufficientSpace for what is not there; what was released is there at once", () =>
+      Effect.gen(function*() {
+        const mount = yield* Mounted
+        for (const fallback of ["truncate", "zero-fill"] as const) {
+          const free = yield* settledFreeBytes(mount.directory)
+          const failure = yield* failsAndLeavesNothing({ size: free + 1, fallback })
+          if (failure._tag !== "InsufficientSpace") return assert.fail(failure.message)
+          const { available, needed } = failure
+          assert.isAtLeast(needed, free + 1)
+          // A new directory takes a block or two.
+          assert.isAtMost(Math.abs(available - free), mebibyte)
+        }
+        const directory = yield* freshPath
+        const most = Math.floor((yield* settledFreeBytes(mount.directory)) * 0.75)
+        for (let round = 0; round < 4; round++) {
+          yield* Effect.scoped(Effect.flatMap(
+            DiskStorage.make({ size: most, directory, fallback: "zero-fill" }),
+            (storage) => storage.writeBytes(0, new Uint8Array(most).fill(1))
+          ))
+        }
+      }))
+  })
+}
 
 describeReal("small ext2", { name: "no space" }, (it) => {
   it.scoped("zero-fill: OutOfSpace half-way, and what was written is given back", () =>
@@ -65,7 +134,8 @@ describeReal("small ext2", { name: "no space" }, (it) => {
         for (const earlyUnlink of [false, true]) {
           const size = 100 * mebibyte
           const done: Array<number> = []
-          const failure = yield* failsAndLeavesNothing({ size, fallback: "zero-fill", directIo, earlyUnlink }).pipe(
+          const options = { size, fallback: "zero-fill", directIo, earlyUnlink } as const
+          const failure = yield* takenMeanwhile(failsAndLeavesNothing(options)).pipe(
             Effect.provideService(DiskStorage.ProgressListener, (event) => Effect.sync(() => done.push(event.done)))
           )
           assertOutOfSpace(failure, { method: "zero-fill", needed: size, code: "ENOSPC" })
@@ -79,13 +149,26 @@ describeReal("small ext2", { name: "no space" }, (it) => {
 
   it.scoped("truncate takes no space: the writes tell, as the storage said they may", () =>
     Effect.gen(function*() {
+      const { directory: mounted } = yield* Mounted
       const directory = yield* freshPath
-      const size = 100 * mebibyte
-      const storage = yield* DiskStorage.make({ size, directory })
+      const storage = yield* DiskStorage.make({ size: 40 * mebibyte, directory })
       assert.isTrue(storage.allocation.overwritesMayRunOutOfSpace)
-      const failure = yield* Effect.flip(storage.writeBytes(0, new Uint8Array(size).fill(1)))
-      if (failure._tag !== "IoFailed") return assert.fail(failure.message)
-      assert.strictEqual(failure.cause?.code, "ENOSPC")
+      const block = yield* AlignedBuffer.make(mebibyte)
+      yield* storage.write(0, block)
+      yield* Effect.scoped(Effect.zipRight(
+        fillUp(mounted),
+        Effect.gen(function*() {
+          const offset = 3 * mebibyte
+          const failure = yield* Effect.flip(storage.write(offset, block))
+          if (failure._tag !== "IoFailed") return assert.fail(failure.message)
+          assert.deepStrictEqual([failure.operation, failure.offset, failure.length], ["write", offset, mebibyte])
+          assert.strictEqual(failure.cause?.code, "ENOSPC")
+          // What has its blocks is served.
+          yield* storage.write(0, block)
+          yield* storage.read(0, block)
+        })
+      ))
+      yield* storage.write(3 * mebibyte, block)
     }))
 })
 
@@ -129,7 +212,30 @@ describeReal("tmpfs", { name: "no space" }, (it) => {
   it.scoped("fallocate: OutOfSpace, and nothing is left", () =>
     Effect.gen(function*() {
       const size = 100 * mebibyte
-      assertOutOfSpace(yield* failsAndLeavesNothing({ size }), { method: "fallocate", needed: size, code: "ENOSPC" })
+      const failure = yield* takenMeanwhile(failsAndLeavesNothing({ size }))
+      assertOutOfSpace(failure, { method: "fallocate", needed: size, code: "ENOSPC" })
+    }))
+})
+
+describeReal("btrfs", { name: "no space" }, (it) => {
+  it.scoped("fallocate is asked, since the count lags behind what is released", () =>
+    Effect.gen(function*() {
+      const { directory: mounted } = yield* Mounted
+      const directory = yield* freshPath
+      const free = yield* settledFreeBytes(mounted)
+      const failure = yield* Effect.flip(DiskStorage.make({ size: 2 * free, directory }))
+      assertOutOfSpace(failure, {
+        method: "fallocate",
+        needed: failure._tag === "OutOfSpace" ? failure.needed : 0,
+        code: "ENOSPC"
+      })
+      const most = Math.floor(free * 0.6)
+      for (let round = 0; round < 3; round++) {
+        yield* Effect.scoped(Effect.flatMap(
+          DiskStorage.make({ size: most, directory }),
+          (storage) => Effect.zipRight(storage.writeBytes(0, new Uint8Array(most).fill(1)), storage.sync)
+        ))
+      }
     }))
 })
 

@@ -36,6 +36,7 @@ type AcquireError =
   | Errors.FileReplaced
   | Errors.DirectIoRefused
   | Errors.DirectIoUnavailable
+  | Errors.InsufficientSpace
   | Errors.OutOfSpace
   | Errors.AllocationFailed
   | Errors.PrewriteRefused
