@@ -220,6 +220,23 @@ describe("acquire", () => {
       }).pipe(Effect.scoped, on({ profile, capacity: 2 * size }))
   )
 
+  it.effect("leaves what is reserved to root", () =>
+    Effect.gen(function*() {
+      const kernel = yield* Syscalls.Syscalls
+      const as = (euid: number) =>
+        Effect.either(DiskStorage.make({ size })).pipe(Effect.provideService(Syscalls.Syscalls, {
+          ...kernel,
+          geteuid: Effect.succeed(euid),
+          fstatfs: (fd) => Effect.map(kernel.fstatfs(fd), (answer) => ({ ...answer, available: size - 1 }))
+        }))
+      const refused = yield* as(1000)
+      if (refused._tag === "Right" || refused.left._tag !== "InsufficientSpace") {
+        return assert.fail("it was not refused")
+      }
+      assert.strictEqual(refused.left.available, size - 1)
+      assert.strictEqual((yield* as(0))._tag, "Right")
+    }).pipe(Effect.scoped, on()))
+
   it.effect("asks again after a sync: some filesystems give space back behind the scenes", () =>
     Effect.gen(function*() {
       const kernel = yield* Syscalls.Syscalls

@@ -427,7 +427,7 @@ const allocatedBefore = (
   )
 
 /**
- * Whether there is room, as far as the filesystem tells: one without a count answers 0 of 0. btrfs counts what was freed as used until it
+ * Whether there is room, as far as the filesystem tells: one without a count answers 0 of 0. Root may take what is reserved. btrfs counts what was freed as used until it
  * commits, and its fallocate looks before it takes anything: that is asked instead. What XFS has not given back yet comes with a sync.
  */
 const checkSpace = (
@@ -438,7 +438,8 @@ const checkSpace = (
   needed: number
 ): Effect.Effect<void, CreateFailed | InsufficientSpace> =>
   Effect.gen(function*() {
-    const roomOf = ({ free, total }: Statfs) => total > 0 ? free : Infinity
+    const isRoot = (yield* syscalls.geteuid) === 0
+    const roomOf = ({ available, free, total }: Statfs) => total === 0 ? Infinity : isRoot ? free : available
     if (answered.type === BTRFS || roomOf(answered) >= needed) return
     yield* Effect.ignore(syscalls.fdatasync(fd))
     const available = roomOf(yield* Effect.mapError(syscalls.fstatfs(fd), failedAt("inspect", path)))
