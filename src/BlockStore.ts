@@ -78,7 +78,10 @@ export interface BlockStoreOptions {
   readonly maxBlocksInFlight?: number | undefined
   /** Events that are kept for a subscriber who is behind; it is told how many older ones it missed. Default 4096. */
   readonly eventCapacity?: number | undefined
-  /** Reads or writes of a storage that fail in a row, without one that succeeds between, after which it is taken out. Default 8. */
+  /**
+   * Reads or writes of a storage that fail in a row, without one that succeeds between, after which it is taken out. Default 8. Those that
+   * a degraded storage refuses (`StorageDegraded`) count, and cost neither the slot nor the block.
+   */
   readonly failureLimit?: number | undefined
   /**
    * What the blocks are of: model, revision, adapter, dtype, layout, whatever else the hashes do not say. Blocks that were kept are taken

@@ -57,6 +57,14 @@ export const errors = (direction: Direction, code: string): Metric.Metric.Counte
 export const inFlight: Metric.Metric.Gauge<number> = Metric.gauge("disk_storage_in_flight")
 
 /**
+ * Directions of storages, reads or writes, that fail at once because their disk has failed too often in a row (`disk_storage_degraded`).
+ *
+ * @since 0.1.0
+ * @category metrics
+ */
+export const degraded: Metric.Metric.Gauge<number> = Metric.gauge("disk_storage_degraded")
+
+/**
  * Milliseconds from submission to completion (`disk_storage_latency_ms`, tag `direction`); of the operations that end together up
  * to four are counted.
  *

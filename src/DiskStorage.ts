@@ -7,6 +7,7 @@
 import type * as Config from "effect/Config"
 import type * as ConfigError from "effect/ConfigError"
 import * as Context from "effect/Context"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Either from "effect/Either"
 import * as Layer from "effect/Layer"
@@ -26,6 +27,7 @@ import type {
   KeepFailed,
   ReleaseFailed,
   StorageClosed,
+  StorageDegraded,
   StorageUnlinked,
   SweepFailed,
   TransferError,
@@ -98,6 +100,25 @@ export interface DiskStorageOptions {
    * space back. Default true.
    */
   readonly sweep?: boolean | undefined
+  /**
+   * After so many failures in a row of reads, or of writes and syncs, the operations of that direction fail with `StorageDegraded`, before
+   * any system call: a whole number from 1, or `Infinity` for never. Default 16.
+   */
+  readonly failureLimit?: number | undefined
+  /** How often one operation is let through then; when one succeeds, all are. Default 10 seconds. */
+  readonly retryAfter?: Duration.DurationInput | undefined
+}
+
+/**
+ * How a storage fares, by direction (syncs are among the writes): failures in a row, and whether those are so many that operations fail
+ * at once.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export interface Health {
+  readonly read: { readonly failures: number; readonly degraded: boolean }
+  readonly write: { readonly failures: number; readonly degraded: boolean }
 }
 
 /**
@@ -209,7 +230,7 @@ export interface Transfer {
  * A storage of `size` bytes. Everything it says about itself is what the kernel answered.
  *
  * Operations may run concurrently; overlapping concurrent writes end in an unspecified order. After release every effect here
- * fails with `StorageClosed` before any system call, `unlinked` and `close` excepted.
+ * fails with `StorageClosed` before any system call, `health`, `unlinked` and `close` excepted.
  *
  * @since 0.1.0
  * @category models
@@ -266,7 +287,10 @@ export interface DiskStorage {
   /** Writes what comes one after the other from `offset` on, and answers how many bytes that were. */
   readonly sink: (offset: number) => Sink.Sink<number, Uint8Array, never, BytesError>
   /** `fdatasync`: what was written before survives a power cut. */
-  readonly sync: Effect.Effect<void, StorageClosed | IoFailed | IoStalled>
+  readonly sync: Effect.Effect<void, StorageClosed | StorageDegraded | IoFailed | IoStalled>
+
+  /** How the transfers have fared lately; may be asked at any time, and asks no disk. */
+  readonly health: Effect.Effect<Health>
 
   /**
    * Lends the file descriptor for as long as `use` runs; release waits for it. Do not keep the number, do not close it, and do

@@ -390,6 +390,29 @@ export class IoStalled extends Schema.TaggedError<IoStalled>(id("IoStalled"))(
 }
 
 /**
+ * So many reads, or writes and syncs, of the storage have failed in a row that no more are begun but one now and then, which finds out
+ * whether the disk is back. Nothing was transferred, and the buffer is the caller's.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class StorageDegraded extends Schema.TaggedError<StorageDegraded>(id("StorageDegraded"))(
+  "StorageDegraded",
+  {
+    path: Schema.String,
+    /** Syncs are among the writes. */
+    direction: Schema.Literal("read", "write"),
+    failures: Schema.Number,
+    /** Milliseconds until the next operation is let through. */
+    retryAfterMillis: Schema.Number
+  }
+) {
+  override get message(): string {
+    return `The ${this.direction} was not begun: the last ${this.failures} ${this.direction}s of ${this.path} have failed. One is tried again in ${this.retryAfterMillis} ms. Go on without the disk, and look at the kernel's log.`
+  }
+}
+
+/**
  * An I/O engine cannot run here: the kernel or a container's seccomp filter refuses it.
  *
  * @since 0.1.0
@@ -753,7 +776,7 @@ export type AcquireError =
  * @since 0.1.0
  * @category errors
  */
-export type OperationError = StorageClosed | BufferBusy | IoFailed | IoStalled
+export type OperationError = StorageClosed | StorageDegraded | BufferBusy | IoFailed | IoStalled
 
 /**
  * What a transfer of aligned memory fails with.
@@ -769,7 +792,7 @@ export type TransferError = OperationError | OutOfBounds | Misaligned
  * @since 0.1.0
  * @category errors
  */
-export type BytesError = StorageClosed | OutOfBounds | BufferUnavailable | IoFailed | IoStalled
+export type BytesError = StorageClosed | StorageDegraded | OutOfBounds | BufferUnavailable | IoFailed | IoStalled
 
 /**
  * What a block layout is not made with.
@@ -840,6 +863,7 @@ const classes = [
   BufferBusy,
   IoFailed,
   IoStalled,
+  StorageDegraded,
   EngineUnavailable,
   PlatformNotSupported,
   StorageUnlinked,

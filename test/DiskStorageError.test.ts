@@ -43,6 +43,11 @@ const samples = [
     new Errors.IoStalled({ operation: "write", path, offset: 1, length: 2, timeoutMillis: 3000 }),
     "3000 ms"
   ],
+  [
+    Errors.StorageDegraded,
+    new Errors.StorageDegraded({ path, direction: "read", failures: 16, retryAfterMillis: 3000 }),
+    "the last 16 reads"
+  ],
   [Errors.EngineUnavailable, new Errors.EngineUnavailable({ engine: "aio", reason: "no", cause }), "engine aio"],
   [Errors.StorageClosed, new Errors.StorageClosed({ path }), path],
   [Errors.StorageUnlinked, new Errors.StorageUnlinked({ path, key: "Nixl" }), "Nixl"],

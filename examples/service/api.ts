@@ -57,6 +57,15 @@ export class NoRoom extends Schema.TaggedError<NoRoom>()(
   HttpApiSchema.annotations({ status: 507, description: "No slot can be made free, or no storage is left" })
 ) {}
 
+export class Degraded extends Schema.TaggedError<Degraded>()(
+  "Degraded",
+  { retryAfterMillis: Schema.Number },
+  HttpApiSchema.annotations({
+    status: 503,
+    description: "The disk has failed too often and is left alone: try again later"
+  })
+) {}
+
 export class TransferFailed extends Schema.TaggedError<TransferFailed>()(
   "TransferFailed",
   { reason: Schema.String },
@@ -119,6 +128,7 @@ const blocks = HttpApiGroup.make("blocks")
       .addError(Busy)
       .addError(Stopping)
       .addError(NoRoom)
+      .addError(Degraded)
       .addError(TransferFailed)
       .annotate(OpenApi.Description, "Stores a block. The body has exactly `blockBytes` bytes, see /stats.")
   )
@@ -129,6 +139,7 @@ const blocks = HttpApiGroup.make("blocks")
       .addError(BlockMissing)
       .addError(Busy)
       .addError(Stopping)
+      .addError(Degraded)
       .addError(TransferFailed)
       .annotate(OpenApi.Description, "A block; answered only when all of it was read and verified.")
   )

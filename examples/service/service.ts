@@ -5,7 +5,7 @@ import type { DirectIo, DiskStorageError } from "effect-disk-storage"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
-import { Api, BlockMissing, NoRoom, Stopping, TransferFailed, Unhealthy } from "./api.js"
+import { Api, BlockMissing, Degraded, NoRoom, Stopping, TransferFailed, Unhealthy } from "./api.js"
 import * as Prometheus from "./prometheus.js"
 import { Transfers } from "./transfers.js"
 
@@ -21,6 +21,8 @@ const offloadFailure = (error: DiskStorageError.OffloadError) => {
       return new NoRoom({ reason: error._tag })
     case "StoreClosed":
       return new Stopping()
+    case "StorageDegraded":
+      return new Degraded({ retryAfterMillis: error.retryAfterMillis })
     default:
       return new TransferFailed({ reason: error._tag })
   }
@@ -32,6 +34,8 @@ const onboardFailure = (error: DiskStorageError.OnboardError) => {
       return new BlockMissing({ hash: digits(error.hash) })
     case "StoreClosed":
       return new Stopping()
+    case "StorageDegraded":
+      return new Degraded({ retryAfterMillis: error.retryAfterMillis })
     default:
       return new TransferFailed({ reason: error._tag })
   }

@@ -317,9 +317,11 @@ export const make = (
       )
     yield* Effect.forkScoped(Effect.interruptible(Effect.forever(Effect.flatMap(Queue.take(takenOut), purge))))
 
-    /** Whether the range that a transfer failed on is to be used no more, and the storage with it after too many. */
+    /** Whether the range that a transfer failed on is to be used no more. */
     const isFault = (error: TransferError): boolean =>
       error._tag === "IoFailed" || error._tag === "IoStalled" || error._tag === "StorageClosed"
+    /** Whether a transfer failed because of its storage, which is to be used no more after too many. */
+    const isOfStorage = (error: TransferError): boolean => isFault(error) || error._tag === "StorageDegraded"
     const failedOn = (kind: "read" | "write", slot: number, error: TransferError): void => {
       counts.failed += 1
       const number = index.storageOf(slot)
@@ -506,7 +508,7 @@ export const make = (
             else {
               const failure = error
               const fault = isFault(failure)
-              if (fault) failedOn("write", slot, failure)
+              if (isOfStorage(failure)) failedOn("write", slot, failure)
               // Nothing is known of a slot whose write failed; one that had no answer may even be written to later.
               index.giveBack(slot, fault)
               if (fault) shrink()
@@ -598,8 +600,8 @@ export const make = (
           if (isFault(error)) {
             if (index.isReady(slot)) removed(hash, "failed")
             index.drop(slot, true)
-            failedOn("read", slot, error)
           }
+          if (isOfStorage(error)) failedOn("read", slot, error)
           return end(Either.left(() => error), true)
         }
         failures.read[index.storageOf(slot)] = 0

@@ -20,10 +20,11 @@ import {
 } from "../DiskStorageError.js"
 import { IoEngine } from "../IoEngine.js"
 import { Syscalls } from "../Syscalls.js"
+import * as circuit from "./circuit.js"
 import type { Door } from "./door.js"
 import { makeDoor } from "./door.js"
 import { mapOf } from "./extents.js"
-import { openFile } from "./ioQueue.js"
+import { OpenFile, openFile } from "./ioQueue.js"
 import * as keptFile from "./keptFile.js"
 import type { ResolvedOptions } from "./options.js"
 import { resolve } from "./options.js"
@@ -131,6 +132,10 @@ const acquire = (
     const direct = directIo.flag && directIo.verdict !== "buffered" && allocated
     const ioScope = yield* Scope.fork(scope, ExecutionStrategy.sequential)
     const ioFile = yield* Scope.extend(engine.file(fd, { path, direct, alignment: alignment.offset }), ioScope)
+    const health = yield* circuit.make(
+      ioFile instanceof OpenFile ? ioFile : new OpenFile(undefined, fd, ioFile),
+      options
+    )
     const transfers = yield* makeTransfers(engine, ioFile, options.size, prepared, door)
     const keepDoor = makeDoor(path)
     yield* Effect.addFinalizer(() => Effect.zipRight(keepDoor.close, door.close))
@@ -190,6 +195,7 @@ const acquire = (
       alignment,
       allocation,
       ...transfers,
+      health,
       extents: door.enter(() =>
         Effect.mapError(mapOf(syscalls, fd, 0, prepared.length), (cause) => new ExtentsUnavailable({ path, cause }))
       ),

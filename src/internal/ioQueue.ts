@@ -7,7 +7,7 @@
  */
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
-import { BufferBusy, IoFailed, IoStalled, StorageClosed } from "../DiskStorageError.js"
+import { BufferBusy, IoFailed, IoStalled, StorageClosed, StorageDegraded } from "../DiskStorageError.js"
 import type { OperationError } from "../DiskStorageError.js"
 import type { Completion, FileOptions, IoEngine, IoFile, Operation, Results } from "../IoEngine.js"
 import { errnos, SyscallError } from "../Syscalls.js"
@@ -79,8 +79,45 @@ export interface QueueOptions {
   readonly stallMillis: number | undefined
 }
 
+/**
+ * How many operations of one direction have failed in a row, counted where they end; what was refused or taken back says nothing. From
+ * `limit` on operations are refused, but those for which there is nothing to wait.
+ */
+export class Failures {
+  inARow = 0
+  limit = Infinity
+  /** Called at the failure that comes to the limit, and at each that follows. */
+  onLimit: (() => void) | undefined
+  /** Called at the first success after failures. */
+  onSuccess: (() => void) | undefined
+  /** Milliseconds until an operation may be tried; 0 is for this one. */
+  toWait: (() => number) | undefined
+  /** What the last one that was refused was told. */
+  waitMillis = 0
+
+  failed(): void {
+    this.inARow += 1
+    if (this.inARow >= this.limit) this.onLimit?.()
+  }
+
+  succeeded(): void {
+    if (this.inARow === 0) return
+    this.onSuccess?.()
+    this.inARow = 0
+  }
+
+  refuses(): boolean {
+    if (this.inARow < this.limit) return false
+    this.waitMillis = this.toWait?.() ?? 0
+    return this.waitMillis > 0
+  }
+}
+
 /** A descriptor that belongs to a queue, and the count of the operations on it. */
 export class OpenFile implements IoFile {
+  readonly reads = new Failures()
+  /** And syncs. */
+  readonly writes = new Failures()
   closed = false
   /** The device has been told that it is closed, or would have been, were nothing stalled. */
   detached = false
@@ -105,6 +142,17 @@ export class OpenFile implements IoFile {
     this.path = path
     this.direct = direct
     this.alignment = alignment
+  }
+
+  failuresOf(kind: Kind): Failures {
+    return kind === "read" ? this.reads : this.writes
+  }
+
+  /** Of an operation that was refused last. */
+  degraded(kind: Kind): StorageDegraded {
+    const { inARow: failures, waitMillis: retryAfterMillis } = this.failuresOf(kind)
+    const direction = kind === "read" ? "read" : "write"
+    return new StorageDegraded({ path: this.path, direction, failures, retryAfterMillis })
   }
 
   /** After a change of the two counts. */
@@ -135,6 +183,7 @@ const busy = -2
 const closed = -3
 const stalled = -4
 const takenBack = -5
+const degraded = -6
 
 /** One operation on its way. */
 export class Request implements Completion {
@@ -191,6 +240,7 @@ export class Request implements Completion {
     if (outcome === succeeded) return undefined
     if (outcome === closed) return new StorageClosed({ path })
     if (outcome === busy && operation !== "sync") return new BufferBusy({ operation, offset, length })
+    if (outcome === degraded) return this.file.degraded(operation)
     if (outcome === stalled) {
       return new IoStalled({ operation, path, offset, length, timeoutMillis: queue?.options.stallMillis ?? 0 })
     }
@@ -425,6 +475,7 @@ export class IoQueue {
       request.givenUp = true
       if (this.device.keepsFile(request.operation.kind)) request.file.stalled += 1
       this.metrics.stalled(request.operation.kind)
+      request.file.failuresOf(request.operation.kind).failed()
       request.done(request)
       request.file.left()
     }
@@ -447,11 +498,15 @@ export class IoQueue {
   /** Claims what the operation needs; false when it has ended already, refused or because there is nothing to do. */
   private admit(request: Request): boolean {
     const { file, length, operation: { kind }, region } = request
+    const failures = file.failuresOf(kind)
     if (file.closed) request.fail(0, closed)
     else if (kind !== "sync" && length === 0) {
       // Nothing to transfer, which the kernel would not tell from the end of the file.
     } else if (region !== undefined && !region.slab.claim(region.start, length, kind === "read")) request.fail(0, busy)
-    else {
+    else if (failures.refuses()) {
+      region?.slab.release(region.start, length)
+      request.fail(0, degraded)
+    } else {
       file.inFlight += 1
       request.epoch = this.epoch
       return true
@@ -602,6 +657,8 @@ export class IoQueue {
     }
     if (outcome !== takenBack && outcome !== stalled) this.metrics[kind].ended(bytes, this.now - request.since)
     if (outcome > 0 || outcome === nothingTransferred) this.metrics.failed(kind, outcome)
+    if (outcome === succeeded) file.failuresOf(kind).succeeded()
+    else if (outcome !== takenBack) file.failuresOf(kind).failed()
     request.done(request)
   }
 }

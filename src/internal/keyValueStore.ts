@@ -95,6 +95,7 @@ const reasons: Record<(OffloadError | OnboardError)["_tag"], PlatformError.Syste
   NoStorageLeft: "BadResource",
   OutOfBounds: "Unknown",
   StorageClosed: "BadResource",
+  StorageDegraded: "Busy",
   StoreClosed: "BadResource",
   StoreFull: "Busy"
 }

@@ -1,6 +1,7 @@
 /** Options, from data or from a `Config`. */
 import * as Config from "effect/Config"
 import type * as ConfigError from "effect/ConfigError"
+import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Types from "effect/Types"
 import type { DiskStorageOptions } from "../DiskStorage.js"
@@ -17,6 +18,8 @@ export interface ResolvedOptions {
   /** Lies in `directory`. */
   readonly keepAt: string | undefined
   readonly sweep: boolean
+  readonly failureLimit: number
+  readonly retryMillis: number
 }
 
 /** Of the Rust original's files, whose live ones must never be taken for ours. */
@@ -70,6 +73,13 @@ const directoryOf = (
     : refused(`a path in the option directory, ${directory}, or leave that out`)
 }
 
+const duration = (option: string, value: Duration.DurationInput | undefined, fallback: Duration.DurationInput) => {
+  const millis = Duration.toMillis(value ?? fallback)
+  return millis > 0
+    ? Effect.succeed(millis)
+    : Effect.fail(new InvalidOption({ option, value: String(millis), expected: "a duration above 0" }))
+}
+
 export const resolve = (options: DiskStorageOptions): Effect.Effect<ResolvedOptions, InvalidOption> =>
   Effect.gen(function*() {
     const { earlyUnlink = false, prewrite = false, size, sweep = true } = options
@@ -93,6 +103,14 @@ export const resolve = (options: DiskStorageOptions): Effect.Effect<ResolvedOpti
         return yield* new InvalidOption({ option, value: String(value), expected: "true, false" })
       }
     }
+    const { failureLimit = 16 } = options
+    if (!(Number.isSafeInteger(failureLimit) && failureLimit > 0 || failureLimit === Infinity)) {
+      return yield* new InvalidOption({
+        option: "failureLimit",
+        value: String(failureLimit),
+        expected: "a whole number from 1, or Infinity"
+      })
+    }
     return {
       size,
       directory,
@@ -100,6 +118,8 @@ export const resolve = (options: DiskStorageOptions): Effect.Effect<ResolvedOpti
       earlyUnlink,
       keepAt: options.keepAt,
       sweep,
+      failureLimit,
+      retryMillis: yield* duration("retryAfter", options.retryAfter, "10 seconds"),
       directIo: yield* oneOf("directIo", ["proven", "required", "preferred", "disabled"], options.directIo, "required"),
       openStrategy: yield* oneOf("openStrategy", ["default", "open-direct"], options.openStrategy, "default"),
       fallback: yield* oneOf("fallback", ["truncate", "zero-fill"], options.fallback, "truncate")
@@ -122,7 +142,9 @@ export const unwrapOptions = (
       "prewrite",
       "earlyUnlink",
       "keepAt",
-      "sweep"
+      "sweep",
+      "failureLimit",
+      "retryAfter"
     ] as const
   ) {
     if (optional[key] === undefined) delete optional[key]

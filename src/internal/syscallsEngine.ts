@@ -1,4 +1,5 @@
 /** The engine over `Syscalls`: one `pread` or `pwrite` after the other, in the fibre that asks. */
+import * as Cause from "effect/Cause"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Exit from "effect/Exit"
@@ -10,6 +11,7 @@ import type { SyscallError } from "../Syscalls.js"
 import { Syscalls } from "../Syscalls.js"
 import { region } from "./alignedBuffer.js"
 import { maxStalledTransfers, OpenFile, openFile, results, TypeId } from "./ioQueue.js"
+import type { Kind } from "./ioQueue.js"
 
 /** Operations of a batch that are under way at once. */
 const batchConcurrency = 8
@@ -47,36 +49,42 @@ export const make = Effect.gen(function*() {
   }
 
   /** Counts `run` in the file's operations in flight. */
-  const within = <E>(file: OpenFile, run: Effect.Effect<void, E>, ended: () => void): Effect.Effect<void, E> =>
+  const within = (
+    file: OpenFile,
+    kind: Kind,
+    run: Effect.Effect<void, IoFailed>,
+    ended: () => void
+  ): Effect.Effect<void, IoFailed> =>
     Effect.uninterruptibleMask((restore) => {
       file.inFlight += 1
-      return Effect.ensuring(
-        restore(run),
+      return Effect.onExit(restore(run), (exit) =>
         Effect.sync(() => {
           file.inFlight -= 1
+          if (Exit.isSuccess(exit)) file.failuresOf(kind).succeeded()
+          else if (Cause.isFailure(exit.cause)) file.failuresOf(kind).failed()
           ended()
           file.left()
-        })
-      )
+        }))
     })
 
   const perform = (operation: Operation): Effect.Effect<void, OperationError> =>
     Effect.suspend(() => {
       const file = openFile(operation.file)
       if (file.closed) return Effect.fail(new StorageClosed({ path: file.path }))
+      if (file.failuresOf(operation.kind).refuses()) return Effect.fail(file.degraded(operation.kind))
       if (operation.kind === "sync") {
         const sync = Effect.mapError(
           syscalls.fdatasync(file.fd),
           (cause) => new IoFailed({ operation: "sync", offset: 0, length: 0, bytesDone: 0, cause })
         )
-        return within(file, sync, () => {})
+        return within(file, "sync", sync, () => {})
       }
       const { kind, offset } = operation
       const { byteLength: length, bytes, slab, start } = region(operation.buffer)
       if (length === 0) return Effect.void
       return Effect.uninterruptibleMask((restore): Effect.Effect<void, OperationError> =>
         slab.claim(start, length, kind === "read")
-          ? within(file, restore(transfer(kind, file, bytes, offset)), () => slab.release(start, length))
+          ? within(file, kind, restore(transfer(kind, file, bytes, offset)), () => slab.release(start, length))
           : Effect.fail(new BufferBusy({ operation: kind, offset, length }))
       )
     })

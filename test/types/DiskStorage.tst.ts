@@ -43,7 +43,12 @@ type AcquireError =
   | Errors.IoStalled
   | Errors.BufferUnavailable
 
-type OperationError = Errors.StorageClosed | Errors.BufferBusy | Errors.IoFailed | Errors.IoStalled
+type OperationError =
+  | Errors.StorageClosed
+  | Errors.StorageDegraded
+  | Errors.BufferBusy
+  | Errors.IoFailed
+  | Errors.IoStalled
 
 type Kernel = Syscalls.Syscalls | IoEngine.IoEngine
 
@@ -66,6 +71,8 @@ describe("acquire", () => {
     expect(DiskStorage.make).type.not.toBeCallableWith({})
     expect(DiskStorage.make).type.not.toBeCallableWith({ size: 1, directIo: "maybe" })
     expect(DiskStorage.make).type.toBeCallableWith({ size: 1, directory: undefined, earlyUnlink: true })
+    expect(DiskStorage.make).type.toBeCallableWith({ size: 1, failureLimit: Infinity, retryAfter: "1 minute" })
+    expect(DiskStorage.make).type.not.toBeCallableWith({ size: 1, retryAfter: "soon" })
   })
 
   it("from an allocator needs the Scope alone", () => {
@@ -101,6 +108,7 @@ describe("transfers", () => {
   it("of bytes are never misaligned", () => {
     type Failure =
       | Errors.StorageClosed
+      | Errors.StorageDegraded
       | Errors.OutOfBounds
       | Errors.BufferUnavailable
       | Errors.IoFailed
@@ -108,7 +116,7 @@ describe("transfers", () => {
     expect(storage.readBytes(0, 1)).type.toBe<Effect.Effect<Uint8Array, Failure>>()
     expect(storage.writeBytes(0, new Uint8Array(1))).type.toBe<Effect.Effect<void, Failure>>()
     expect(storage.sync).type.toBe<
-      Effect.Effect<void, Errors.StorageClosed | Errors.IoFailed | Errors.IoStalled>
+      Effect.Effect<void, Errors.StorageClosed | Errors.StorageDegraded | Errors.IoFailed | Errors.IoStalled>
     >()
     expect(storage.stream({ offset: 0, length: 1 })).type.toBe<Stream.Stream<Uint8Array, Failure>>()
     expect(storage.sink(0)).type.toBe<Sink.Sink<number, Uint8Array, never, Failure>>()
@@ -147,6 +155,12 @@ describe("the file", () => {
       { readonly path: string; readonly takenUp: boolean; readonly mark: Uint8Array | undefined } | undefined
     >()
     expect(DiskStorage.make).type.toBeCallableWith({ size: 1, keepAt: "/cache/kept" })
+  })
+})
+
+describe("how it fares", () => {
+  it("is told without a failure", () => {
+    expect(storage.health).type.toBe<Effect.Effect<DiskStorage.Health>>()
   })
 })
 

@@ -17,7 +17,8 @@ import {
   OutOfSpace,
   PrewriteRefused,
   ReleaseFailed,
-  StorageClosed
+  StorageClosed,
+  StorageDegraded
 } from "../../../src/DiskStorageError.js"
 
 /** How the storage is made, and in what circumstances. */
@@ -53,7 +54,8 @@ const Failure = Schema.Union(
   OutOfSpace,
   PrewriteRefused,
   ReleaseFailed,
-  StorageClosed
+  StorageClosed,
+  StorageDegraded
 )
 
 /** The answer to a line: `ready` comes unasked, the others after the lines `acquire`, `write`, `keep` and `close`. */
