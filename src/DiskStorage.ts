@@ -107,6 +107,12 @@ export interface DiskStorageOptions {
   readonly failureLimit?: number | undefined
   /** How often one operation is let through then; when one succeeds, all are. Default 10 seconds. */
   readonly retryAfter?: Duration.DurationInput | undefined
+  /**
+   * How long each step of a release waits for the kernel: for what is in flight, the removal of the name, the closing. Default 60
+   * seconds; `Infinity` waits until it answers. What takes longer goes on by itself and is told in `ReleaseFailed`. It does not bound
+   * who has borrowed the descriptor (`withFd`), nor the acquisition and the finalizers of registrations: those are waited for.
+   */
+  readonly releaseTimeout?: Duration.DurationInput | undefined
 }
 
 /**
@@ -360,7 +366,7 @@ export interface DiskStorage {
 
   /**
    * Releases now what the end of the Scope releases: waits for what is in flight, releases registrations, unlinks, closes. Every
-   * failed step is in `ReleaseFailed`; calling it again tells the same and does nothing. Not for the inside of `withFd` nor of a
+   * step that failed, or had no answer within `releaseTimeout`, is in `ReleaseFailed`; calling it again tells the same and does nothing. Not for the inside of `withFd` nor of a
    * registration's finalizer: it would wait for itself.
    */
   readonly close: Effect.Effect<void, ReleaseFailed>

@@ -530,7 +530,9 @@ export class DuplicateKey extends Schema.TaggedError<DuplicateKey>(id("Duplicate
 
 /**
  * Steps of a release that failed; the other steps were done. `registration` failures are defects of the finalizers of a
- * registration, as text.
+ * registration, as text. A step with a `timeoutMillis` had no answer from the kernel within the storage's `releaseTimeout` and goes on by
+ * itself: what is in flight ended (`drain`), the name removed, the descriptor closed. Until it ends `fd` stays open, since its number may
+ * still be used; the file is unlinked and closed then, and buffers come back then.
  *
  * @since 0.1.0
  * @category errors
@@ -541,7 +543,12 @@ export class ReleaseFailed extends Schema.TaggedError<ReleaseFailed>(id("Release
     path: Schema.String,
     failures: Schema.Array(Schema.Union(
       Schema.Struct({ step: Schema.Literal("registration"), key: Schema.String, cause: Schema.String }),
-      Schema.Struct({ step: Schema.Literal("unlink", "close"), cause: SyscallError })
+      Schema.Struct({ step: Schema.Literal("unlink", "close"), cause: SyscallError }),
+      Schema.Struct({
+        step: Schema.Literal("drain", "unlink", "close"),
+        fd: Schema.Number,
+        timeoutMillis: Schema.Number
+      })
     ))
   }
 ) {
@@ -549,12 +556,17 @@ export class ReleaseFailed extends Schema.TaggedError<ReleaseFailed>(id("Release
     const steps = this.failures.map((failure) =>
       failure.step === "registration"
         ? `registration ${failure.key}: ${failure.cause}`
-        : `${failure.step}: ${failure.cause.message}`
+        : "cause" in failure
+        ? `${failure.step}: ${failure.cause.message}`
+        : `${failure.step}: no answer for fd ${failure.fd} within ${failure.timeoutMillis} ms`
     )
-    const left = this.failures.some((failure) => failure.step === "unlink")
+    const left = this.failures.some((failure) => failure.step === "unlink" && "cause" in failure)
       ? " The file is left: remove it by hand."
       : ""
-    return `The release of ${this.path} was not clean: ${steps.join("; ")}.${left}`
+    const hangs = this.failures.some((failure) => "timeoutMillis" in failure)
+      ? " The disk hangs: the descriptor is left to the process, and is closed should the disk answer; until then the process cannot end."
+      : ""
+    return `The release of ${this.path} was not clean: ${steps.join("; ")}.${left}${hangs}`
   }
 }
 

@@ -28,6 +28,7 @@ import { OpenFile, openFile } from "./ioQueue.js"
 import * as keptFile from "./keptFile.js"
 import type { ResolvedOptions } from "./options.js"
 import { resolve } from "./options.js"
+import { make as makePatience } from "./patience.js"
 import { sweepOnce } from "./sweep.js"
 import * as temporaryFile from "./temporaryFile.js"
 import { make as makeTransfers } from "./transfers.js"
@@ -104,6 +105,7 @@ const acquire = (
     const syscalls = yield* Syscalls
     const engine = yield* IoEngine
     const failures: Array<temporaryFile.ReleaseFailure> = []
+    const patience = makePatience(options.releaseMillis)
 
     if (options.sweep) yield* sweepOnce(syscalls, options.directory)
 
@@ -111,7 +113,7 @@ const acquire = (
     const file = yield* Effect.acquireRelease(
       temporaryFile.create(syscalls, options.directory),
       (file) =>
-        temporaryFile.release(syscalls, file, failures).pipe(
+        temporaryFile.release(syscalls, file, failures, patience).pipe(
           Effect.zipRight(Effect.suspend(() =>
             failures.length === 0
               ? Effect.logDebug("disk storage released")
@@ -120,28 +122,45 @@ const acquire = (
           Effect.annotateLogs({ path: file.path })
         )
     )
-    // In a fibre of the scope: should the scope end meanwhile, it is interrupted and waited for before the file is closed.
-    const preparing = yield* Effect.forkIn(temporaryFile.prepare(syscalls, engine, options, file), scope)
-    const prepared = yield* Effect.onInterrupt(Fiber.join(preparing), () => Fiber.interrupt(preparing))
+    // Should the scope end meanwhile, this is interrupted and waited for before the file is closed.
+    const preparing = yield* Effect.acquireRelease(
+      Effect.forkDaemon(Effect.interruptible(temporaryFile.prepare(syscalls, engine, patience, options, file))),
+      (preparing) =>
+        Effect.suspend(() =>
+          preparing.unsafePoll() === null
+            ? patience.wait("drain", file.fds[0] ?? -1, Fiber.interrupt(preparing))
+            : Effect.void
+        )
+    )
+    const prepared = yield* Fiber.join(preparing)
     const { path } = file
     const { alignment, allocated, allocation, directIo, fd, filesystem, place } = prepared
+    // Of those who use the storage, and of its own steps, which alone are waited for no longer than the kernel is.
     const door = makeDoor(path)
+    const ioDoor = makeDoor(path)
     const registrations = makeRegistrations(file, door)
     yield* Effect.addFinalizer((exit) => registrations.release(failures, exit))
     // Ends after the door has closed, and waits for the transfers, which it counts by itself.
     const direct = directIo.flag && directIo.verdict !== "buffered" && allocated
     const ioScope = yield* Scope.fork(scope, ExecutionStrategy.sequential)
-    const ioFile = yield* Scope.extend(engine.file(fd, { path, direct, alignment: alignment.offset }), ioScope)
+    const lent = patience.lend(engine, fd, { path, direct, alignment: alignment.offset })
+    const ioFile = yield* Scope.extend(lent, ioScope)
     const health = yield* circuit.make(
       ioFile instanceof OpenFile ? ioFile : new OpenFile(undefined, fd, ioFile),
       options
     )
-    const transfers = yield* makeTransfers(engine, ioFile, options.size, prepared, door)
+    const transfers = yield* makeTransfers(engine, ioFile, options.size, prepared, ioDoor)
     const keepDoor = makeDoor(path)
-    yield* Effect.addFinalizer(() => Effect.zipRight(keepDoor.close, door.close))
+    yield* Effect.addFinalizer(() =>
+      Effect.all([
+        ioDoor.shut,
+        door.close,
+        patience.wait("drain", fd, Effect.zipRight(keepDoor.close, ioDoor.close))
+      ])
+    )
 
     const unlinkLock = yield* Effect.makeSemaphore(1)
-    const unlink = door.enter((restore) =>
+    const unlink = ioDoor.enter((restore) =>
       restore(
         unlinkLock.withPermits(1)(Effect.suspend(() =>
           file.linked
@@ -170,7 +189,7 @@ const acquire = (
       yield* linked
       yield* keptFile.checkFree(syscalls, file, keepAt)
       // From here on nobody changes the content, nor begins to; a lent descriptor and a registration could.
-      yield* door.close
+      yield* Effect.all([ioDoor.shut, door.close, ioDoor.close])
       yield* linked
       yield* Effect.uninterruptible(
         Effect.zipRight(Scope.close(ioScope, Exit.void), registrations.release(failures, Exit.void))
@@ -196,7 +215,7 @@ const acquire = (
       allocation,
       ...transfers,
       health,
-      extents: door.enter(() =>
+      extents: ioDoor.enter(() =>
         Effect.mapError(mapOf(syscalls, fd, 0, prepared.length), (cause) => new ExtentsUnavailable({ path, cause }))
       ),
       withFd: (use) => door.enter((restore) => restore(use(fd))),

@@ -23,6 +23,11 @@ export const makeDoor = (path: string) => {
         inside += 1
         return Effect.ensuring(Effect.suspend(() => use(restore)), leave)
       }),
+    /** Lets nobody in any more. */
+    shut: Effect.sync(() => {
+      closed = true
+    }),
+    /** Shuts it, and waits until all have left. */
     close: Effect.flatMap(Deferred.make<void>(), (empty) =>
       Effect.suspend(() => {
         closed = true

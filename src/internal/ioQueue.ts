@@ -119,6 +119,8 @@ export class OpenFile implements IoFile {
   /** And syncs. */
   readonly writes = new Failures()
   closed = false
+  /** Whoever let it go does not wait for it, so its engine need not. */
+  abandoned = false
   /** The device has been told that it is closed, or would have been, were nothing stalled. */
   detached = false
   inFlight = 0
@@ -410,7 +412,7 @@ export class IoQueue {
   /** When every file is detached. */
   close: Effect.Effect<void> = Effect.suspend(() => {
     this.closed = true
-    const open = [...this.files]
+    const open = [...this.files].filter(({ abandoned }) => !abandoned)
     return Effect.zipRight(
       Effect.forEach(open, (file) => Effect.async<void>((resume) => this.detach(file, () => resume(Effect.void))), {
         discard: true

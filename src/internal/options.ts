@@ -20,6 +20,7 @@ export interface ResolvedOptions {
   readonly sweep: boolean
   readonly failureLimit: number
   readonly retryMillis: number
+  readonly releaseMillis: number
 }
 
 /** Of the Rust original's files, whose live ones must never be taken for ours. */
@@ -120,6 +121,7 @@ export const resolve = (options: DiskStorageOptions): Effect.Effect<ResolvedOpti
       sweep,
       failureLimit,
       retryMillis: yield* duration("retryAfter", options.retryAfter, "10 seconds"),
+      releaseMillis: yield* duration("releaseTimeout", options.releaseTimeout, "60 seconds"),
       directIo: yield* oneOf("directIo", ["proven", "required", "preferred", "disabled"], options.directIo, "required"),
       openStrategy: yield* oneOf("openStrategy", ["default", "open-direct"], options.openStrategy, "default"),
       fallback: yield* oneOf("fallback", ["truncate", "zero-fill"], options.fallback, "truncate")
@@ -144,7 +146,8 @@ export const unwrapOptions = (
       "keepAt",
       "sweep",
       "failureLimit",
-      "retryAfter"
+      "retryAfter",
+      "releaseTimeout"
     ] as const
   ) {
     if (optional[key] === undefined) delete optional[key]

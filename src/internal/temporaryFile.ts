@@ -36,6 +36,8 @@ import * as linkedFiles from "./linkedFiles.js"
 import { observeRead, observeWrite } from "./observe.js"
 import type { ResolvedOptions } from "./options.js"
 import { namePrefix } from "./options.js"
+import type { Patience } from "./patience.js"
+import { make as makePatience } from "./patience.js"
 import { ProgressListener } from "./progress.js"
 
 /** How often a file may be swept away between its creation and its lock. */
@@ -186,13 +188,19 @@ const lockOf = (file: TemporaryFile): ReadonlyArray<number> => {
   return lock === undefined ? [] : [lock]
 }
 
-/** Unlinks, or gives its name back, then closes; a step that fails is told in `failures` and skips nothing. */
+/**
+ * Unlinks, or gives its name back, then closes; a step that fails is told in `failures` and skips nothing. A descriptor that the kernel
+ * may still come to is not closed, so that its number stays its own, but when that is over: after the unlink, too, which frees nothing
+ * while it has not ended.
+ */
 export const release = (
   syscalls: Syscalls,
   file: TemporaryFile,
-  failures: Array<ReleaseFailure>
+  failures: Array<ReleaseFailure>,
+  patience = makePatience(Infinity)
 ): Effect.Effect<void> =>
   Effect.suspend(() => {
+    const [fd = -1] = file.fds
     const report = (step: "unlink" | "close") => (cause: SyscallError) =>
       Effect.sync(() => void failures.push({ step, cause }))
     const unlinked = file.linked
@@ -211,7 +219,12 @@ export const release = (
         }
       )
     )
-    return Effect.ensuring(unlinked, closed)
+    const close = Effect.gen(function*() {
+      const hanging = (yield* patience.unended).length > 0
+      yield* hanging ? patience.afterwards(closed) : patience.wait("close", fd, closed)
+      failures.push(...yield* patience.unended)
+    })
+    return Effect.ensuring(patience.wait("unlink", fd, unlinked), close)
   })
 
 /** The file again, with O_DIRECT: a filesystem that ignores F_SETFL takes it here. False when it is refused. */
@@ -301,6 +314,7 @@ const setDirect = (
  */
 const writeZeros = (
   engine: IoEngine,
+  patience: Patience,
   step: "zero-fill" | "prewrite",
   file: TemporaryFile,
   fd: number,
@@ -324,7 +338,7 @@ const writeZeros = (
           cause
         })
     }
-    const ioFile = yield* engine.file(fd, { path, direct, alignment: alignment.offset })
+    const ioFile = yield* patience.lend(engine, fd, { path, direct, alignment: alignment.offset })
     const zeros = yield* AlignedBuffer.make(Math.min(length, zeroFillBytes))
     const last = yield* Effect.orDie(AlignedBuffer.slice(zeros, 0, length % zeros.byteLength))
     let done = 0
@@ -451,6 +465,7 @@ type AllocateError = OutOfSpace | AllocationFailed | BufferUnavailable | IoStall
 const allocate = (
   syscalls: Syscalls,
   engine: IoEngine,
+  patience: Patience,
   options: ResolvedOptions,
   file: TemporaryFile,
   fd: number,
@@ -477,12 +492,12 @@ const allocate = (
     // Writes that extend a file exclude each other; within its size they do not.
     Effect.zipRight(Effect.mapError(syscalls.ftruncate(fd, length), failed("zero-fill"))),
     // Into holes, as here, the kernel may write through the page cache.
-    Effect.zipRight(writeZeros(engine, "zero-fill", file, fd, length, false, alignment)),
+    Effect.zipRight(writeZeros(engine, patience, "zero-fill", file, fd, length, false, alignment)),
     Effect.as<Allocated>({ method: "zero-fill", written: true })
   )
   const prewrite = Effect.flatMap(
     zeroInDevice(syscalls, file, fd, length),
-    (zeroed) => zeroed ? Effect.void : writeZeros(engine, "prewrite", file, fd, length, direct, alignment)
+    (zeroed) => zeroed ? Effect.void : writeZeros(engine, patience, "prewrite", file, fd, length, direct, alignment)
   )
   return Effect.matchEffect(syscalls.fallocate(fd, 0, 0, length), {
     onSuccess: () =>
@@ -500,6 +515,7 @@ const allocate = (
 export const prepare = (
   syscalls: Syscalls,
   engine: IoEngine,
+  patience: Patience,
   options: ResolvedOptions,
   file: TemporaryFile
 ): Effect.Effect<Prepared, AcquireError> =>
@@ -579,7 +595,7 @@ export const prepare = (
       }
     const { allocated, method, written } = label === undefined
       ? yield* Effect.map(
-        allocate(syscalls, engine, options, file, fd, fileBytes, direct.flag, alignment),
+        allocate(syscalls, engine, patience, options, file, fd, fileBytes, direct.flag, alignment),
         (made) => ({ ...made, allocated: made.method !== "truncate" })
       )
       : { ...yield* allocatedBefore(syscalls, fd, length), method: "kept" as const }
