@@ -736,7 +736,7 @@ describe("release", () => {
   it.effect("by close is done once, however often and concurrently it is called", () =>
     Effect.gen(function*() {
       const control = yield* SimulatedKernel
-      yield* control.inject({ syscall: "close", nth: 1, outcome: { _tag: "Late", duration: "1 minute" } })
+      yield* control.inject({ syscall: "close", nth: 1, outcome: { _tag: "Late", duration: "50 seconds" } })
       yield* Effect.scoped(Effect.gen(function*() {
         const storage = yield* DiskStorage.make({ size })
         const closing = yield* Effect.forEach([1, 2], () => Effect.fork(storage.close))
@@ -775,7 +775,7 @@ describe("release", () => {
   it.effect("of a scope that ends during the acquisition waits for what the kernel is at, and makes no call after it", () =>
     Effect.gen(function*() {
       const control = yield* SimulatedKernel
-      yield* control.inject({ syscall: "pwrite", nth: 2, outcome: { _tag: "Late", duration: "1 minute" } })
+      yield* control.inject({ syscall: "pwrite", nth: 2, outcome: { _tag: "Late", duration: "50 seconds" } })
       const scope = yield* Scope.make()
       const options = { size: 64 * 1024 * 1024, fallback: "zero-fill" } as const
       const making = yield* Effect.fork(Effect.exit(Scope.extend(DiskStorage.make(options), scope)))
@@ -796,7 +796,7 @@ describe("release", () => {
   it.effect("by the scope waits for a close that has begun before", () =>
     Effect.gen(function*() {
       const control = yield* SimulatedKernel
-      yield* control.inject({ syscall: "close", nth: 1, outcome: { _tag: "Late", duration: "1 minute" } })
+      yield* control.inject({ syscall: "close", nth: 1, outcome: { _tag: "Late", duration: "50 seconds" } })
       const scope = yield* Scope.make()
       const storage = yield* Scope.extend(DiskStorage.make({ size }), scope)
       yield* Effect.forkDaemon(storage.close)

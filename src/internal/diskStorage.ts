@@ -128,7 +128,11 @@ const acquire = (
       (preparing) =>
         Effect.suspend(() =>
           preparing.unsafePoll() === null
-            ? patience.wait("drain", file.fds[0] ?? -1, Fiber.interrupt(preparing))
+            ? Effect.fiberId.pipe(
+              // At once: what has not begun must not, now that the file may be gone.
+              Effect.flatMap((id) => Fiber.interruptAsFork(preparing, id)),
+              Effect.zipRight(patience.wait("drain", file.fds[0] ?? -1, Fiber.await(preparing)))
+            )
             : Effect.void
         )
     )
