@@ -102,7 +102,8 @@ export const compare = (samples: ReadonlyArray<Sample>): Compared => {
       const to = of(after.slice(-tenth))
       const limit = limits[name]
       const grown = "count" in limit ? to - from > limit.count : to - from > limit.share * from
-      const tooShort = after.length < 2 || ("share" in limit && total < leastMillisForMemory)
+      const isMemory = name === "mappings" || "share" in limit
+      const tooShort = after.length < 2 || (isMemory && total < leastMillisForMemory)
       return { what: name, from, to, verdict: tooShort ? "too short" : grown ? "LEAK" : "none" }
     })
   }

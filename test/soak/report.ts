@@ -167,7 +167,11 @@ export const table = (report: Report): string => {
     columns(["", "first", "last", "growth", ""]),
     ...held.map(heldLine),
     ...(report.millis < leastMillisForMemory
-      ? [`Memory decides in runs of ${duration(leastMillisForMemory)} and more: before that it is still growing.`]
+      ? [
+        `Memory and mappings decide in runs of ${
+          duration(leastMillisForMemory)
+        } and more: before that they are still growing.`
+      ]
       : []),
     "",
     "not come back",

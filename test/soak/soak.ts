@@ -203,7 +203,8 @@ export const run = (soak: Soak, options: Options): Effect.Effect<void> => {
         transient: rate,
         never: hangs ? rate / 10 : 0,
         depth: decisions.of([2, 32]),
-        stallTimeout: "200 millis"
+        // On a busy machine what is only late is given up, too.
+        ...(hangs ? { stallTimeout: "200 millis" } : {})
       })
       return Effect.gen(function*() {
         const control = yield* SimulatedSyscalls.SimulatedKernel

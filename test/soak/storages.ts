@@ -26,30 +26,39 @@ class Handle extends Context.Tag("soak/Handle")<Handle, string>() {}
 
 type Buffers = Effect.Effect<AlignedBuffer.AlignedBuffer, BufferUnavailable, Scope.Scope>
 
-/** What a storage must hold: bytes, and of which pages they are known. A write that failed or was interrupted leaves a page unknown. */
+/**
+ * What a storage must hold: bytes, and of which pages they are known. A write that failed or was interrupted leaves a page unknown: until the
+ * next one, or for good where the disk may not have answered, since what had no answer can still come.
+ */
 class Shadow {
   readonly bytes: Buffer
   readonly known: Uint8Array
+  private readonly lost: Uint8Array
+  private readonly hangs: boolean
 
-  constructor(pages: number) {
+  constructor(pages: number, hangs: boolean) {
     this.bytes = Buffer.alloc(pages * page)
     this.known = new Uint8Array(pages).fill(1)
+    this.lost = new Uint8Array(pages)
+    this.hangs = hangs
   }
 
-  /** What is about to be written. */
-  forget(offset: number, length: number): void {
-    this.known.fill(0, Math.floor(offset / page), Math.ceil((offset + length) / page))
-  }
-
-  /** What was written: `bytes` to pages that are known but for what is being written. */
-  learn(offset: number, bytes: Uint8Array, before: Uint8Array): void {
+  /** What is about to be written; what is called when it was. */
+  writing(offset: number, bytes: Uint8Array): () => void {
     const first = Math.floor(offset / page)
-    before.forEach((wasKnown, index) => {
-      const start = (first + index) * page
-      const whole = offset <= start && start + page <= offset + bytes.byteLength
-      if (whole || wasKnown === 1) this.known[first + index] = 1
-    })
-    this.bytes.set(bytes, offset)
+    const end = Math.ceil((offset + bytes.byteLength) / page)
+    const before = { known: this.known.slice(first, end), lost: this.lost.slice(first, end) }
+    this.known.fill(0, first, end)
+    if (this.hangs) this.lost.fill(1, first, end)
+    return () => {
+      this.lost.set(before.lost, first)
+      before.known.forEach((wasKnown, index) => {
+        const start = (first + index) * page
+        const whole = offset <= start && start + page <= offset + bytes.byteLength
+        this.known[first + index] = (whole || wasKnown === 1) && before.lost[index] === 0 ? 1 : 0
+      })
+      this.bytes.set(bytes, offset)
+    }
   }
 
   /** The first byte that is known to be another one. */
@@ -103,10 +112,9 @@ const user = (
   }
   const written = (offset: number, bytes: Uint8Array, write: Effect.Effect<boolean, Broken>) =>
     Effect.suspend(() => {
-      const before = shadow.known.slice(Math.floor(offset / page), Math.ceil((offset + bytes.byteLength) / page))
-      shadow.forget(offset, bytes.byteLength)
+      const done = shadow.writing(offset, bytes)
       return Effect.map(write, (succeeded) => {
-        if (succeeded) shadow.learn(offset, bytes, before)
+        if (succeeded) done()
       })
     })
   const compared = (what: string, offset: number, bytes: Uint8Array): Effect.Effect<void, Broken> =>
@@ -154,11 +162,12 @@ const user = (
     Effect.suspend(() => {
       const count = dice.between(1, Math.min(mostPages, last - first))
       const start = dice.between(first, last - count)
-      const parts = numbers(count).map((index) => ({
-        offset: (start + index) * page,
-        bytes: kind === "write" ? fresh(dice, page) : new Uint8Array(0)
-      }))
-      if (kind === "write") shadow.forget(start * page, count * page)
+      const parts = numbers(count).map((index) => {
+        const offset = (start + index) * page
+        if (kind === "read") return { offset, bytes: new Uint8Array(0), done: () => {} }
+        const bytes = fresh(dice, page)
+        return { offset, bytes, done: shadow.writing(offset, bytes) }
+      })
       return did(
         `a batch that ${kind}s`,
         Effect.scoped(Effect.gen(function*() {
@@ -177,7 +186,7 @@ const user = (
           }
           for (const [index, { buffer, offset }] of transfers.entries()) {
             if (failed.has(index)) continue
-            if (kind === "write") shadow.learn(offset, buffer.bytes, Uint8Array.of(0))
+            if (kind === "write") parts[index]?.done()
             else yield* compared("a batch that reads", offset, buffer.bytes)
           }
         }))
@@ -275,7 +284,7 @@ const one = (
     const { tally } = life
     const options = optionsOf(decisions, life.directory, decisions.name.replaceAll(/\W/g, "-"))
     const pages = Math.floor(options.size / page)
-    const shadow = new Shadow(pages)
+    const shadow = new Shadow(pages, !life.pooled)
     /** How many faults there had been when it was kept. */
     let keptWith: number | undefined
 
