@@ -123,6 +123,8 @@ const create = (syscalls: Syscalls, directory: string): Effect.Effect<number, Pr
       failureAt("create a file", meaningsAtCreation)
     )
     yield* syscalls.unlink(path).pipe(
+      // A sweep was first.
+      Effect.catchIf(({ errno }) => errno === errnos.ENOENT, () => Effect.void),
       Effect.tapError(() => Effect.ignore(syscalls.close(fd))),
       Effect.mapError((cause) => ({
         step: "unlink the file",
