@@ -15,21 +15,24 @@ interface Round {
 
 const parent = process.env["DYN_KVBM_DISK_CACHE_DIR"] ?? ""
 
-/** Descriptors of files below a directory, and of rings. */
-const descriptorsLeft = (directory: string) =>
+/** Of all descriptors what is behind them. */
+const open = () =>
   readdirSync("/proc/self/fd").flatMap((fd) => {
     try {
-      const target = readlinkSync(`/proc/self/fd/${fd}`)
-      return target.startsWith(directory) || target.includes("io_uring") ? [target] : []
+      return [readlinkSync(`/proc/self/fd/${fd}`)]
     } catch {
       // The descriptor of this very listing.
       return []
     }
   })
 
+/** Node's own event loop may have some. */
+const rings = () => open().filter((target) => target.includes("io_uring"))
+
 const play = async ({ millis, moment }: Round, index: number) => {
   const directory = join(parent, `${index}`)
   mkdirSync(directory)
+  const ringsBefore = rings().length
   const worker = new Worker(fileURLToPath(import.meta.url), {
     workerData: moment,
     env: { ...process.env, DYN_KVBM_DISK_CACHE_DIR: directory }
@@ -37,7 +40,8 @@ const play = async ({ millis, moment }: Round, index: number) => {
   await new Promise((resolve) => worker.once("message", resolve))
   await new Promise((resolve) => setTimeout(resolve, millis))
   await worker.terminate()
-  reportNow(`left ${JSON.stringify([...readdirSync(directory), ...descriptorsLeft(directory)])}`)
+  const descriptors = open().filter((target) => target.startsWith(directory))
+  reportNow(`left ${JSON.stringify([...readdirSync(directory), ...descriptors, ...rings().slice(ringsBefore)])}`)
   rmdirSync(directory)
 }
 
