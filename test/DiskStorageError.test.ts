@@ -133,6 +133,16 @@ describe("errors", () => {
     }
   })
 
+  it("of a release that the disk did not answer name the descriptor, and what becomes of it", () => {
+    const { message } = new Errors.ReleaseFailed({
+      path,
+      failures: [{ step: "drain", fd: 7, timeoutMillis: 60_000 }, { step: "unlink", fd: 7, timeoutMillis: 60_000 }]
+    })
+    assert.include(message, "drain: no answer for fd 7 within 60000 ms; unlink: no answer")
+    assert.include(message, "left to the process")
+    assert.notInclude(message, "by hand")
+  })
+
   it("of the kernel have names and numbers for every errno of every call", () => {
     for (const [syscall, codes] of Object.entries(errnosBySyscall)) {
       assert.strictEqual(new Set(codes).size, codes.length, syscall)

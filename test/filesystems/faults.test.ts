@@ -47,7 +47,8 @@ describeReal("ext4", { name: "a disk whose end is lost", tools: ["filefrag"] }, 
       if (image === undefined) return assert.fail("this kind has an image")
       const directory = yield* freshPath
       const mebibytes = 48
-      const storage = yield* DiskStorage.make({ size: mebibytes * mebibyte, directory })
+      // Each range is asked for, however many before it have failed.
+      const storage = yield* DiskStorage.make({ size: mebibytes * mebibyte, directory, failureLimit: Infinity })
       const block = yield* AlignedBuffer.make(mebibyte)
       for (let index = 0; index < mebibytes; index++) {
         block.bytes.set(pattern(mebibyte, index))
@@ -116,12 +117,13 @@ const limitZram = (device: string | undefined, bytes: number) =>
   writeFileSync(`/sys/block/${device}/mem_limit`, String(bytes))
 
 describeReal("ext4 on zram", { name: "a disk that takes no more" }, (it) => {
-  it.scoped("writes that the disk refuses are failures, and what was written stays readable", () =>
+  it.scoped("writes that the disk refuses are failures, and are left after some; what was written stays readable", () =>
     Effect.gen(function*() {
       const mount = yield* Mounted
       const directory = yield* freshPath
       const blocks = 64
-      const storage = yield* DiskStorage.make({ size: blocks * mebibyte, directory })
+      const retryAfter = "500 millis"
+      const storage = yield* DiskStorage.make({ size: blocks * mebibyte, directory, failureLimit: 3, retryAfter })
       yield* settledFreeBytes(mount.directory)
       yield* Effect.sync(() => limitZram(mount.device, 16 * mebibyte))
 
@@ -137,11 +139,25 @@ describeReal("ext4 on zram", { name: "a disk that takes no more" }, (it) => {
       if (failed?._tag !== "IoFailed") return assert.fail(failed?.message ?? "the disk took everything")
       assert.strictEqual(failed.cause?.code, "EIO")
       assert.isAbove(written, 0)
+      const last = (blocks - 1) * mebibyte
+      const tags: Array<string> = []
+      while (!tags.includes("StorageDegraded") && tags.length < 10) {
+        tags.push((yield* Effect.flip(storage.write(last, block)))._tag)
+      }
+      assert.deepStrictEqual(tags, ["IoFailed", "IoFailed", "StorageDegraded"])
+      assert.deepStrictEqual(yield* storage.health, {
+        read: { failures: 0, degraded: false },
+        write: { failures: 3, degraded: true }
+      })
       for (let index = 0; index < written; index++) {
         yield* storage.read(index * mebibyte, block)
         assertBytes(block.bytes, pattern(mebibyte, index), `MiB ${index}`)
       }
       yield* Effect.sync(() => limitZram(mount.device, 0))
+      yield* Effect.sleep(retryAfter)
+      yield* storage.write(last, block)
+      yield* storage.write(0, block)
+      assert.isFalse((yield* storage.health).write.degraded)
       yield* storage.close
       assert.deepStrictEqual(openBelow(directory), [])
       assert.deepStrictEqual(readdirSync(directory), [])
@@ -242,7 +258,8 @@ describeReal("ext4", { name: "injected faults", tools }, (it) => {
       const directory = yield* freshPath
       const child = yield* startChild({ size: 4 * mebibyte, directory })
       const acquired = yield* child.step("acquire")
-      assert.lengthOf(openBelow(directory, child.pid), 1)
+      // And its lock.
+      assert.lengthOf(openBelow(directory, child.pid), 2)
       yield* inject(child, "/^unlink(at)?$", "error=EIO:when=1")
       const reply = yield* child.step("close")
       if (reply._tag !== "Failed" || reply.error._tag !== "ReleaseFailed") return assert.fail(JSON.stringify(reply))
