@@ -3,7 +3,7 @@ import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as AlignedBuffer from "../AlignedBuffer.js"
 import type { Alignment, Allocation, DirectIoState } from "../DiskStorage.js"
-import type { AcquireError, BufferUnavailable, IoStalled, OperationError, ReleaseFailed } from "../DiskStorageError.js"
+import type { AcquireError, BufferUnavailable, IoStalled, OperationError } from "../DiskStorageError.js"
 import {
   AllocationFailed,
   CreateFailed,
@@ -13,7 +13,8 @@ import {
   FileReplaced,
   InsufficientSpace,
   OutOfSpace,
-  PrewriteRefused
+  PrewriteRefused,
+  ReleaseFailed
 } from "../DiskStorageError.js"
 import type { IoEngine } from "../IoEngine.js"
 import type { Statfs, SyscallError, Syscalls } from "../Syscalls.js"
@@ -157,13 +158,17 @@ export const create = (
     const file: TemporaryFile = { path, fds: [fd], lock: undefined, linked: true, takenFrom: undefined, kept: false }
     const isOurs = yield* locked(syscalls, file, fd).pipe(
       Effect.mapError(failedAt("lock", path)),
-      Effect.tapError(() => release(syscalls, file, []))
+      Effect.tapError(() => undo(syscalls, file, []))
     )
     if (isOurs) return file
     // Who holds the lock may only have looked.
-    yield* Effect.ignore(syscalls.unlink(path))
+    const failures: Array<ReleaseFailure> = []
+    yield* Effect.catchAll(
+      Effect.catchIf(syscalls.unlink(path), is("ENOENT"), () => Effect.void),
+      (cause) => Effect.sync(() => void failures.push({ step: "unlink", cause }))
+    )
     file.linked = false
-    yield* release(syscalls, file, [])
+    yield* undo(syscalls, file, failures)
     if (creations > 1) return yield* create(syscalls, directory, creations - 1)
     return yield* new FileReplaced({ path })
   })
@@ -226,6 +231,17 @@ export const release = (
     })
     return Effect.ensuring(patience.wait("unlink", fd, unlinked), close)
   })
+
+/** Releases a file that nobody gets; what fails of that is told in the log, where nothing else could tell it. */
+const undo = (syscalls: Syscalls, file: TemporaryFile, failures: Array<ReleaseFailure>): Effect.Effect<void> =>
+  Effect.zipRight(
+    release(syscalls, file, failures),
+    Effect.suspend(() =>
+      failures.length === 0
+        ? Effect.void
+        : Effect.logError("disk storage not released cleanly", new ReleaseFailed({ path: file.path, failures }))
+    )
+  )
 
 /** The file again, with O_DIRECT: a filesystem that ignores F_SETFL takes it here. False when it is refused. */
 const reopen = (

@@ -12,8 +12,8 @@ export const mutants: ReadonlyArray<Mutant> = [
     invariant: "descriptors",
     what: "the file is not closed where it could not be unlinked",
     file: "internal/temporaryFile.ts",
-    from: "return Effect.ensuring(unlinked, closed)",
-    to: "return Effect.zipRight(unlinked, Effect.suspend(() => failures.length === 0 ? closed : Effect.void))"
+    from: "return Effect.ensuring(patience.wait(\"unlink\", fd, unlinked), close)",
+    to: "return Effect.zipRight(unlinked, Effect.suspend(() => failures.length === 0 ? close : Effect.void))"
   },
   {
     invariant: "files",
@@ -47,8 +47,8 @@ export const mutants: ReadonlyArray<Mutant> = [
     invariant: "listeners",
     what: "each storage adds a listener to the process",
     file: "internal/diskStorage.ts",
-    from: "const door = makeDoor(path)\n    const registrations",
-    to: "const door = makeDoor(path)\n    process.on(\"exit\", () => {})\n    const registrations"
+    from: "const door = makeDoor(path)\n",
+    to: "const door = makeDoor(path)\n    process.on(\"exit\", () => {})\n"
   },
   {
     invariant: "closed descriptors",
@@ -96,8 +96,8 @@ export const mutants: ReadonlyArray<Mutant> = [
     invariant: "errors",
     what: "a call that fails during acquisition is a defect",
     file: "internal/temporaryFile.ts",
-    from: "yield* Effect.mapError(syscalls.fstatfs(fd), failedAt(\"inspect\", path))",
-    to: "yield* Effect.orDie(syscalls.fstatfs(fd))"
+    from: "const statfs = yield* Effect.mapError(syscalls.fstatfs(fd), failedAt(\"inspect\", path))",
+    to: "const statfs = yield* Effect.orDie(syscalls.fstatfs(fd))"
   },
   {
     invariant: "causes",
@@ -124,8 +124,8 @@ export const mutants: ReadonlyArray<Mutant> = [
     invariant: "release order",
     what: "the file is closed before it is unlinked",
     file: "internal/temporaryFile.ts",
-    from: "return Effect.ensuring(unlinked, closed)",
-    to: "return Effect.ensuring(closed, unlinked)"
+    from: "return Effect.ensuring(patience.wait(\"unlink\", fd, unlinked), close)",
+    to: "return Effect.ensuring(close, patience.wait(\"unlink\", fd, unlinked))"
   },
   {
     invariant: "release is told",

@@ -121,7 +121,7 @@ class Used {
 
   /** The end of a write, from what is known of it. */
   settle(write: Write, tag: string): void {
-    if (tag === "StorageClosed" || tag === "BufferBusy" || tag === "OutOfBounds" || tag === "Misaligned") {
+    if (["StorageClosed", "StorageDegraded", "BufferBusy", "OutOfBounds", "Misaligned"].includes(tag)) {
       this.contents.refused(write)
     } else if (tag !== "IoStalled") this.contents.ended(write, tag === "success", this.world.tick())
   }
