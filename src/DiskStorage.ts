@@ -113,6 +113,11 @@ export interface DiskStorageOptions {
    * who has borrowed the descriptor (`withFd`), nor the acquisition and the finalizers of registrations: those are waited for.
    */
   readonly releaseTimeout?: Duration.DurationInput | undefined
+  /**
+   * Do not look at who else may write to `directory` and to what leads to it; see `DirectoryUnsafe`. For directories all of whose users
+   * are trusted, such as one that everybody may write in a container of one's own. Default false.
+   */
+  readonly trustDirectory?: boolean | undefined
 }
 
 /**

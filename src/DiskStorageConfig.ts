@@ -121,6 +121,14 @@ export const ioEngine: Config.Config<"auto" | "io_uring" | "aio" | "node"> = Con
 )
 
 /**
+ * `DISK_STORAGE_TRUST_DIRECTORY`: whether to use the directory whoever else may write to it.
+ *
+ * @since 0.1.0
+ * @category configs
+ */
+export const trustDirectory: Config.Config<boolean> = boolean("DISK_STORAGE_TRUST_DIRECTORY")
+
+/**
  * The options of a storage from all of these variables. The size is `DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS` × `blockBytes`
  * when that number is set and above 0, else `DYN_KVBM_DISK_CACHE_GB`, else `size` (bytes); with none of them it is a
  * `ConfigError`, as is a number of blocks without `blockBytes`.
@@ -144,15 +152,17 @@ export const options = (
     directory,
     disableDirectIo,
     openStrategy,
+    trustDirectory,
     zeroFillFallback
   }).pipe(
-    Config.mapOrFail(({ blocks, bytes, directory, disableDirectIo, openStrategy, zeroFillFallback }) =>
+    Config.mapOrFail(({ blocks, bytes, directory, disableDirectIo, openStrategy, trustDirectory, zeroFillFallback }) =>
       Either.map(sizeOf(blocks, bytes, fallback), (size): DiskStorageOptions => ({
         size,
         directory,
         directIo: disableDirectIo ? "disabled" : "required",
         openStrategy,
-        fallback: zeroFillFallback ? "zero-fill" : "truncate"
+        fallback: zeroFillFallback ? "zero-fill" : "truncate",
+        ...(trustDirectory ? { trustDirectory } : {})
       }))
     )
   )

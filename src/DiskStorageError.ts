@@ -81,6 +81,36 @@ export class DirectoryUnusable extends Schema.TaggedError<DirectoryUnusable>(id(
 }
 
 /**
+ * The cache directory is not used, since others could put something else in the place of the file. `writable`: `component`, the directory
+ * itself, may be written by everybody and has no sticky bit. `foreign`: `component`, a link or a directory on the way to it or the directory
+ * itself, lies in a directory that everybody may write, and belongs neither to this user, nor to root, nor to the owner of that
+ * directory. Nothing was made but missing directories above.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class DirectoryUnsafe extends Schema.TaggedError<DirectoryUnsafe>(id("DirectoryUnsafe"))(
+  "DirectoryUnsafe",
+  { directory: Schema.String, component: Schema.String, reason: Schema.Literal("writable", "foreign") }
+) {
+  override get message(): string {
+    const { component, directory } = this
+    const [why, remedy] = this.reason === "writable"
+      ? [
+        `everybody may write to ${component}, and could replace files of this process there`,
+        `Make it sticky or private (chmod +t or 0700), or name a directory in it, which is then made with mode 0700 (DYN_KVBM_DISK_CACHE_DIR=${
+          component.replace(/\/$/, "")
+        }/kv)`
+      ]
+      : [
+        `${component} belongs to another user, in a directory that everybody may write`,
+        "Name another directory (DYN_KVBM_DISK_CACHE_DIR), or have it made by this user or by root"
+      ]
+    return `The directory ${directory} is not safe to use: ${why}. ${remedy}; or, where all its users are trusted, say so: trustDirectory: true, DISK_STORAGE_TRUST_DIRECTORY=true.`
+  }
+}
+
+/**
  * The temp file could not be created, opened or looked at, for a reason that lies outside the directory (no descriptor left, an
  * I/O error, …). `step` says which.
  *
@@ -771,6 +801,7 @@ export class IndexOutOfBounds extends Schema.TaggedError<IndexOutOfBounds>(id("I
 export type AcquireError =
   | InvalidOption
   | DirectoryUnusable
+  | DirectoryUnsafe
   | CreateFailed
   | FileReplaced
   | DirectIoRefused
@@ -858,6 +889,7 @@ export type DiskStorageError =
 const classes = [
   InvalidOption,
   DirectoryUnusable,
+  DirectoryUnsafe,
   CreateFailed,
   FileReplaced,
   DirectIoRefused,

@@ -15,6 +15,11 @@ const samples = [
   [Errors.BufferUnavailable, new Errors.BufferUnavailable({ byteLength: 77, reason: "no" }), "77"],
   [Errors.InvalidOption, new Errors.InvalidOption({ option: "size", value: "-1", expected: "more" }), "size is -1"],
   [Errors.DirectoryUnusable, new Errors.DirectoryUnusable({ directory: "/nowhere", cause }), "/nowhere"],
+  [
+    Errors.DirectoryUnsafe,
+    new Errors.DirectoryUnsafe({ directory: "/cache", component: "/cache", reason: "writable" }),
+    "DYN_KVBM_DISK_CACHE_DIR=/cache/kv"
+  ],
   [Errors.CreateFailed, new Errors.CreateFailed({ step: "create file", path, cause }), "create file"],
   [Errors.FileReplaced, new Errors.FileReplaced({ path }), path],
   [

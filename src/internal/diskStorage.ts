@@ -107,6 +107,7 @@ const acquire = (
     const failures: Array<temporaryFile.ReleaseFailure> = []
     const patience = makePatience(options.releaseMillis)
 
+    if (!options.trustDirectory) yield* temporaryFile.checkDirectory(syscalls, options.directory)
     if (options.sweep) yield* sweepOnce(syscalls, options.directory)
 
     // What is to be undone, in order; the finalizers run the other way: drain, registrations, unlink and close.

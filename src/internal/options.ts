@@ -21,6 +21,7 @@ export interface ResolvedOptions {
   readonly failureLimit: number
   readonly retryMillis: number
   readonly releaseMillis: number
+  readonly trustDirectory: boolean
 }
 
 /** Of the Rust original's files, whose live ones must never be taken for ours. */
@@ -83,7 +84,7 @@ const duration = (option: string, value: Duration.DurationInput | undefined, fal
 
 export const resolve = (options: DiskStorageOptions): Effect.Effect<ResolvedOptions, InvalidOption> =>
   Effect.gen(function*() {
-    const { earlyUnlink = false, prewrite = false, size, sweep = true } = options
+    const { earlyUnlink = false, prewrite = false, size, sweep = true, trustDirectory = false } = options
     if (!Number.isSafeInteger(size) || size <= 0 || size > maxSize) {
       return yield* new InvalidOption({
         option: "size",
@@ -99,7 +100,7 @@ export const resolve = (options: DiskStorageOptions): Effect.Effect<ResolvedOpti
         expected: "a path: not empty, without NUL"
       })
     }
-    for (const [option, value] of Object.entries({ prewrite, earlyUnlink, sweep })) {
+    for (const [option, value] of Object.entries({ prewrite, earlyUnlink, sweep, trustDirectory })) {
       if (typeof value !== "boolean") {
         return yield* new InvalidOption({ option, value: String(value), expected: "true, false" })
       }
@@ -122,6 +123,7 @@ export const resolve = (options: DiskStorageOptions): Effect.Effect<ResolvedOpti
       failureLimit,
       retryMillis: yield* duration("retryAfter", options.retryAfter, "10 seconds"),
       releaseMillis: yield* duration("releaseTimeout", options.releaseTimeout, "60 seconds"),
+      trustDirectory,
       directIo: yield* oneOf("directIo", ["proven", "required", "preferred", "disabled"], options.directIo, "required"),
       openStrategy: yield* oneOf("openStrategy", ["default", "open-direct"], options.openStrategy, "default"),
       fallback: yield* oneOf("fallback", ["truncate", "zero-fill"], options.fallback, "truncate")
@@ -147,7 +149,8 @@ export const unwrapOptions = (
       "sweep",
       "failureLimit",
       "retryAfter",
-      "releaseTimeout"
+      "releaseTimeout",
+      "trustDirectory"
     ] as const
   ) {
     if (optional[key] === undefined) delete optional[key]

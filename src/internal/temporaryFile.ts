@@ -3,7 +3,13 @@ import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
 import * as AlignedBuffer from "../AlignedBuffer.js"
 import type { Alignment, Allocation, DirectIoState } from "../DiskStorage.js"
-import type { AcquireError, BufferUnavailable, IoStalled, OperationError } from "../DiskStorageError.js"
+import type {
+  AcquireError,
+  BufferUnavailable,
+  DirectoryUnsafe,
+  IoStalled,
+  OperationError
+} from "../DiskStorageError.js"
 import {
   AllocationFailed,
   CreateFailed,
@@ -19,6 +25,7 @@ import {
 import type { IoEngine } from "../IoEngine.js"
 import type { Statfs, SyscallError, Syscalls } from "../Syscalls.js"
 import { errnos, FALLOC_FL_WRITE_ZEROES, FS_NOCOW_FL } from "../Syscalls.js"
+import * as directoryPolicy from "./directoryPolicy.js"
 import { mapOf } from "./extents.js"
 import * as fileLock from "./fileLock.js"
 import {
@@ -110,6 +117,19 @@ const makePath = (syscalls: Syscalls, directory: string): Effect.Effect<void, Sy
     ? mkdir
     : Effect.catchIf(mkdir, is("ENOENT"), () => Effect.zipRight(makePath(syscalls, trimmed.slice(0, slash)), mkdir))
 }
+
+/** A directory that others could turn against this process is not used; what is missing of it is made. */
+export const checkDirectory = (
+  syscalls: Syscalls,
+  directory: string
+): Effect.Effect<void, DirectoryUnsafe | DirectoryUnusable | CreateFailed> =>
+  Effect.mapError(
+    directoryPolicy.ensure(syscalls, directory),
+    (error) =>
+      error._tag === "DirectoryUnsafe"
+        ? error
+        : creationFailed(error.syscall === "mkdir" ? "create directory" : "create file", directory, directory)(error)
+  )
 
 /**
  * Whether the file is this process', and locked where locks tell that; false when a sweep was first, or has it just now, and took it for

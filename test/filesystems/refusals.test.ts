@@ -318,7 +318,7 @@ describeReal("ext4", { name: "limits of a process", tools: ["prlimit"] }, (it) =
     Effect.gen(function*() {
       const open = yield* freshPath
       mkdirSync(open)
-      chmodSync(open, 0o777)
+      chmodSync(open, 0o1777)
       const child = yield* startChild({ size: mebibyte, directory: open, user: nobody })
       for (const step of ["acquire", "write", "close"] as const) {
         assert.strictEqual((yield* child.step(step))._tag, "Done", step)

@@ -32,6 +32,7 @@ declare const acquire: Effect.Effect<{ readonly handle: number }, "refused", Sco
 type AcquireError =
   | Errors.InvalidOption
   | Errors.DirectoryUnusable
+  | Errors.DirectoryUnsafe
   | Errors.CreateFailed
   | Errors.FileReplaced
   | Errors.DirectIoRefused
