@@ -198,6 +198,8 @@ describe("the calls", () => {
   const made = Effect.map(Effect.flatMap(SimulatedKernel, (kernel) => kernel.journal), (journal) => journal.length)
   const look = ["open", "statx", "close", "open", "statx", "pread 16384", "fstatfs", "close"]
   const lock = ["open", "fcntlSetLock", "statx"]
+  /** At / and at /tmp. */
+  const directories = ["open", "statx", "close", "open", "statx", "close"]
 
   it.effect("of keep: the content is on the disk before the label, the label before the name", () =>
     Effect.gen(function*() {
@@ -231,6 +233,7 @@ describe("the calls", () => {
       const before = yield* made
       yield* DiskStorage.make({ size, keepAt })
       assert.deepStrictEqual(yield* tail(before), [
+        ...directories,
         "mkostemp",
         "fstatfs",
         ...lock,
@@ -591,6 +594,7 @@ describe("what cannot be looked at", () => {
   it.effect("is not touched and warned of, and the storage is a new one", () =>
     Effect.gen(function*() {
       const lock = ["open", "fcntlSetLock", "statx"] as const
+      const directories = ["open", "statx", "close", "open", "statx", "close"]
       const look = [
         "open",
         "statx",
@@ -609,8 +613,8 @@ describe("what cannot be looked at", () => {
           yield* keepContent(first)
           const control = yield* SimulatedKernel
           const before = (yield* control.journal).length
-          // After the file of the new one was made and locked.
-          const made = before + ["mkostemp", "fstatfs", ...lock, "statx"].length
+          // After the directory was looked at, and the file of the new one made and locked.
+          const made = before + [...directories, "mkostemp", "fstatfs", ...lock, "statx"].length
           yield* control.inject({ nth: made + 1 + call, outcome: { _tag: "Fail", code: "EIO" } })
           const { lines, value } = yield* warnings(Effect.scoped(Effect.gen(function*() {
             const storage = yield* DiskStorage.make({ size, keepAt })
