@@ -157,15 +157,20 @@ const writeFully = (
       ? writeFully(syscalls, fd, bytes, offset, calls + 1)
       : Effect.fail(new SyscallError({ syscall: "pwrite", errno: errnos.EIO, code: "EIO", fd })))
 
+/** What the group and others may do (`uapi/linux/stat.h`). */
+const othersMode = 0o077
+
 /** Why a label is not that of a file with these facts, or not of one that is wanted. */
 const unfit = (
   { length, size, unit }: Label,
-  { links, size: bytes }: Statx,
+  { links, mode, size: bytes }: Statx,
   wanted: Wanted,
   wantedUnit: number
 ): string | undefined =>
   links !== 1
     ? "it has another name, too"
+    : (mode & othersMode) !== 0
+    ? "other users may read or write it"
     : size !== wanted.size
     ? `it holds ${size} bytes, and ${wanted.size} are asked for`
     : bytes !== length || unit < labelBytes || length !== lengthOf(size, unit)
@@ -180,6 +185,8 @@ const examine = (syscalls: Syscalls, fd: number, wanted: Wanted | undefined): Ef
     const statx = yield* syscalls.statx(fd)
     const kind = statx.mode & S_IFMT
     if (kind !== S_IFREG) return { _tag: "Foreign" as const, what: kinds.get(kind) ?? "no regular file" }
+    // Who made it may have it open still, and would read what is written to it from now on.
+    if (statx.uid !== (yield* syscalls.geteuid)) return { _tag: "Foreign" as const, what: "a file of another user" }
     const page = new Uint8Array(labelBytes)
     const whole = statx.size >= labelBytes && statx.size % labelBytes === 0
     const full = whole && (yield* readFully(syscalls, fd, page, statx.size - labelBytes))
