@@ -2,8 +2,10 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
 import * as Metric from "effect/Metric"
 import * as AlignedBuffer from "../src/AlignedBuffer.js"
+import * as BlockStore from "../src/BlockStore.js"
 import * as DiskMetrics from "../src/DiskMetrics.js"
 import * as DiskStorage from "../src/DiskStorage.js"
 import * as SimulatedSyscalls from "../src/SimulatedSyscalls.js"
@@ -78,4 +80,33 @@ describe("metrics", () => {
       assert.strictEqual(grown.bytesWritten, 0)
       assert.strictEqual((yield* Metric.value(DiskMetrics.inFlight)).value, 0)
     }).pipe(Effect.scoped, Effect.provide(on({ fail: 1 }))))
+
+  it.live("name no path, no hash and no content", () =>
+    Effect.gen(function*() {
+      const [secret, hash] = ["sesame", 0xfeed_face_cafe_beefn]
+      yield* Effect.gen(function*() {
+        const storage = yield* DiskStorage.make({ size: 1024 * 1024, directory: `/tmp/${secret}` })
+        const store = yield* BlockStore.make([storage], { blockBytes: 4096, content: secret })
+        const data = yield* AlignedBuffer.make(4096)
+        data.bytes.set(new TextEncoder().encode(secret))
+        yield* store.offload([{ hash, data }])
+        yield* store.onboard([{ hash, into: data }, { hash: hash + 1n, into: yield* AlignedBuffer.make(4096) }])
+        yield* store.remove([hash])
+      }).pipe(Effect.scoped, Effect.provide(on({})))
+      yield* Effect.flip(
+        DiskStorage.make({ size: 1024 * 1024, directory: `/tmp/${secret}` }).pipe(
+          Effect.flatMap((storage) => storage.writeBytes(0, new TextEncoder().encode(secret))),
+          Effect.scoped,
+          Effect.provide(on({ fail: 1 }))
+        )
+      )
+      const named = (yield* Metric.snapshot).map(({ metricKey: { description, name, tags } }) =>
+        [name, description, ...tags.flatMap(({ key, value }) => [key, value])].join(" ")
+      )
+      assert.isTrue(named.some((words) => words.includes("block_store_blocks")))
+      assert.isTrue(named.some((words) => words.includes("disk_storage_errors")))
+      for (const words of named) {
+        assert.notMatch(words, new RegExp(`${secret}|${hash}|${hash.toString(16)}|${hash + 1n}|/tmp|kvbm`, "i"))
+      }
+    }).pipe(Effect.provide(Logger.remove(Logger.defaultLogger))))
 })

@@ -189,29 +189,27 @@ for (const kind of ["small ext4", "small ext2", "xfs", "btrfs", "tmpfs", "overla
           const attempt = Effect.gen(function*() {
             for (const directIo of ["preferred", "disabled"] as const) {
               const earlyUnlink = directIo === "preferred"
-              {
-                for (const [engine, engineLayer] of Object.entries(engines)) {
-                  const what = `${engine}, direct I/O ${directIo}${earlyUnlink ? ", unlinked" : ""}`
-                  yield* Effect.scoped(Effect.gen(function*() {
-                    const storage = yield* DiskStorage.make({ ...options, size, directory, directIo, earlyUnlink })
-                    const into = yield* AlignedBuffer.make(4 * mebibyte)
-                    for (let at = 0; at + into.byteLength <= size; at += into.byteLength) {
-                      into.bytes.fill(0xff)
-                      yield* storage.read(at, into)
-                      if (into.bytes.some((byte) => byte !== 0)) assert.fail(`${what}: not zeros at ${at}`)
-                    }
-                    const tail = yield* storage.readBytes(size - size % mebibyte, size % mebibyte)
-                    assert.isTrue(tail.every((byte) => byte === 0), `${what}: the tail`)
-                    // The padding too, past the storage and past its engine.
-                    yield* storage.withFd((fd) =>
-                      Effect.sync(() => {
-                        const all = readFileSync(`/proc/self/fd/${fd}`)
-                        assert.isAbove(all.byteLength, size)
-                        assert.isFalse(all.includes(secret), `${what}: the file`)
-                      })
-                    )
-                  })).pipe(Effect.provide(engineLayer))
-                }
+              for (const [engine, engineLayer] of Object.entries(engines)) {
+                const what = `${engine}, direct I/O ${directIo}${earlyUnlink ? ", unlinked" : ""}`
+                yield* Effect.scoped(Effect.gen(function*() {
+                  const storage = yield* DiskStorage.make({ ...options, size, directory, directIo, earlyUnlink })
+                  const into = yield* AlignedBuffer.make(4 * mebibyte)
+                  for (let at = 0; at + into.byteLength <= size; at += into.byteLength) {
+                    into.bytes.fill(0xff)
+                    yield* storage.read(at, into)
+                    if (into.bytes.some((byte) => byte !== 0)) assert.fail(`${what}: not zeros at ${at}`)
+                  }
+                  const tail = yield* storage.readBytes(size - size % mebibyte, size % mebibyte)
+                  assert.isTrue(tail.every((byte) => byte === 0), `${what}: the tail`)
+                  // The padding too, past the storage and past its engine.
+                  yield* storage.withFd((fd) =>
+                    Effect.sync(() => {
+                      const all = readFileSync(`/proc/self/fd/${fd}`)
+                      assert.isAbove(all.byteLength, size)
+                      assert.isFalse(all.includes(secret), `${what}: the file`)
+                    })
+                  )
+                })).pipe(Effect.provide(engineLayer))
               }
             }
           })
