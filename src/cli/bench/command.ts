@@ -1,5 +1,4 @@
 /** `effect-disk-storage bench [DIR]`. */
-import * as Args from "@effect/cli/Args"
 import * as Command from "@effect/cli/Command"
 import * as HelpDoc from "@effect/cli/HelpDoc"
 import * as Options from "@effect/cli/Options"
@@ -12,8 +11,8 @@ import * as Schema from "effect/Schema"
 import { arch, cpus, release } from "node:os"
 import { dirname, resolve } from "node:path"
 import * as AlignedBuffer from "../../AlignedBuffer.js"
-import * as DiskStorageConfig from "../../DiskStorageConfig.js"
 import * as LinuxSyscalls from "../../LinuxSyscalls.js"
+import * as directory from "../directory.js"
 import * as allocation from "./allocation.js"
 import * as blocks from "./blocks.js"
 import type { Contestant } from "./contestant.js"
@@ -55,6 +54,14 @@ const whole = (name: string, least: number, most: number) =>
         ? Effect.succeed(value)
         : Effect.fail(invalid(`--${name} ${value} is not a whole number from ${least} to ${most}`))
     )
+  )
+
+/** A file that is written at the end. */
+const output = (name: string, pseudo: string) =>
+  Options.text(name).pipe(
+    Options.withPseudoName(pseudo),
+    Options.mapEffect((path) => path === "" ? Effect.fail(invalid(`--${name} is empty`)) : Effect.succeed(path)),
+    Options.optional
   )
 
 const page = AlignedBuffer.pageSize
@@ -170,30 +177,15 @@ const options = {
     Options.optional,
     Options.withDescription("Bytes of the files (default: 1G on disk, 256M in memory).")
   ),
-  json: Options.text("json").pipe(
-    Options.withPseudoName("file"),
-    Options.optional,
+  json: output("json", "file").pipe(
     Options.withDescription("Write the result, every round of it, as JSON.")
   ),
-  plot: Options.text("plot").pipe(
-    Options.withPseudoName("file.svg"),
-    Options.optional,
+  plot: output("plot", "file.svg").pipe(
     Options.withDescription("Draw bandwidth and IOPS as SVG.")
   )
 }
 
-const directory = Args.text({ name: "DIR" }).pipe(
-  // What looks like an option and is none arrives here.
-  Args.mapEffect((text) =>
-    text.startsWith("-")
-      ? Effect.fail(HelpDoc.p(`There is no option ${text}; --help lists those there are.`))
-      : Effect.succeed(text)
-  ),
-  Args.withDescription(
-    "Where the file on disk is made (default: DYN_KVBM_DISK_CACHE_DIR, else /tmp); after the options."
-  ),
-  Args.optional
-)
+const argument = directory.argument("make the file on disk in; after the options")
 
 const memoryDirectory = "/dev/shm"
 const defaultSizes = { disk: 2 ** 30, memory: 2 ** 28 } as const
@@ -227,6 +219,8 @@ const checkOutput = (path: string) =>
   Effect.gen(function*() {
     const fileSystem = yield* FileSystem.FileSystem
     yield* fileSystem.access(dirname(resolve(path)), { writable: true })
+    const found = yield* Effect.option(fileSystem.stat(path))
+    if (Option.isSome(found) && found.value.type === "Directory") return yield* Effect.fail("it is a directory")
   }).pipe(Effect.mapError((cause) => new OutputFailed({ path, cause })))
 
 const write = (path: string, content: string) =>
@@ -234,13 +228,7 @@ const write = (path: string, content: string) =>
     Effect.mapError((cause) => new OutputFailed({ path, cause }))
   )
 
-type Asked = Command.Command.ParseConfig<typeof options & { readonly directory: typeof directory }>
-
-const placeOf = (asked: Asked) =>
-  Effect.map(
-    Option.match(asked.directory, { onNone: () => DiskStorageConfig.directory, onSome: Effect.succeed }),
-    (directory) => resolve(directory)
-  )
+type Asked = Command.Command.ParseConfig<typeof options & { readonly argument: typeof argument }>
 
 const targetsOf = (asked: Asked, notes: Array<string>) =>
   Effect.gen(function*() {
@@ -249,7 +237,7 @@ const targetsOf = (asked: Asked, notes: Array<string>) =>
     for (const name of names) {
       const size = Option.getOrElse(asked.size, () => defaultSizes[name])
       if (name === "disk") {
-        const place = yield* placeOf(asked)
+        const place = yield* directory.given(asked.argument)
         const disk = yield* target.make(name, place, size)
         if ((yield* target.filesystemOf(place)).isMemory) notes.push(`${place} is a tmpfs: its figures are of memory.`)
         made.push(disk)
@@ -370,7 +358,7 @@ const run = (asked: Asked) =>
     const size = Option.getOrElse(asked.size, () => defaultSizes.disk)
     const allocated = parts.includes("allocation")
       ? yield* allocation.measure(own, {
-        directory: yield* placeOf(asked),
+        directory: yield* directory.given(asked.argument),
         size,
         rounds: Option.getOrElse(asked.rounds, () => defaultRounds.allocation),
         fio: Option.isSome(fioVersion)
@@ -378,7 +366,7 @@ const run = (asked: Asked) =>
       : null
     const delayed = parts.includes("delay")
       ? yield* delay.measure(own, {
-        directory: yield* placeOf(asked),
+        directory: yield* directory.given(asked.argument),
         memoryDirectory: (yield* isTmpfs(memoryDirectory)) ? memoryDirectory : undefined,
         size,
         millis: Option.getOrElse(asked.millis, () => defaultMillis.delay),
@@ -393,7 +381,7 @@ const run = (asked: Asked) =>
     }
     const stored = parts.includes("blocks") && engine !== undefined
       ? yield* blocks.measure([engine, ...engines], {
-        directory: yield* placeOf(asked),
+        directory: yield* directory.given(asked.argument),
         size,
         rounds: Option.getOrElse(asked.rounds, () => defaultRounds.blocks),
         millis: Option.getOrElse(asked.millis, () => defaultMillis.blocks),
@@ -430,7 +418,7 @@ const run = (asked: Asked) =>
     }
   }).pipe(Effect.scoped, Effect.provide([LinuxSyscalls.layer, Progress.layer]))
 
-export const bench = Command.make("bench", { ...options, directory }, run).pipe(
+export const bench = Command.make("bench", { ...options, argument }, run).pipe(
   Command.withDescription(
     "Measures the engines of this package against Node's own calls and fio, in turns, on a file on disk and one in memory; with --part allocation, how files get their blocks; with --part delay, the event loop; with --part blocks, what a block store costs. " +
       `At least ${bytes(target.reserve)} stay free on the disk; the files vanish with the process.`
