@@ -105,7 +105,7 @@ describe.concurrent("bench", () => {
         [["--contestant", "dd"], /--contestant dd is not one of .*io_uring\.raw/],
         [["--part", "transfer"], /--part transfer is not one of transfers, allocation, delay, blocks/],
         [["--part", "delay", "--plot", join(directory, "a.svg")], /--plot draws the part transfers/],
-        [["--frobnicate"], /There is no option --frobnicate/],
+        [["--frobnicate"], /--frobnicate is not an option/],
         [[join(directory, "missing")], /missing cannot be used .*ENOENT/],
         [["--json", join(directory, "missing", "file.json"), directory], /file\.json cannot be written: .*ENOENT/]
       ] as const
