@@ -194,6 +194,13 @@ export const mutants: ReadonlyArray<Mutant> = [
     to: "if (storage === undefined) continue"
   },
   {
+    invariant: "reports",
+    what: "a probe that could not try everything counts as one that did",
+    file: "internal/directIo/inspect.ts",
+    from: "  if (failure !== null) return { verdict: \"unknown\", reasons }\n",
+    to: ""
+  },
+  {
     invariant: "progress",
     what: "a permit that comes back wakes nobody",
     file: "internal/blockBatch.ts",

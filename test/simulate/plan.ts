@@ -318,6 +318,10 @@ export const draw = (seed: number): Plan => {
     faults: [
       ...aimed.map(({ code, syscall }): Fault => ({ syscall, nth: nth(), outcome: { _tag: "Fail", code } })),
       ...random.some(random.pick(0, 0, 1, 2), harmless),
+      // It makes hundreds of calls.
+      ...(wish.workload === "Doctor" && random.chance(0.5)
+        ? [{ nth: random.between(4, 400), outcome: { _tag: "Fail", code: "EIO" } } satisfies Fault]
+        : []),
       ...(random.chance(0.3) ? [short()] : [])
     ],
     workload: workload()
