@@ -247,7 +247,12 @@ const perform = (used: Used, step: BlockStep): Effect.Effect<void, unknown> =>
         yield* Effect.uninterruptibleMask((restore) =>
           Effect.gen(function*() {
             const scope = yield* Scope.make()
-            for (const lease of yield* Scope.extend(store.leasePrefix(hashes), scope)) {
+            const leases = [
+              ...yield* Scope.extend(store.leasePrefix(hashes), scope),
+              // What is behind the first that is missing.
+              ...(yield* Effect.forEach(hashes, (hash) => Scope.extend(store.leasePrefix([hash]), scope))).flat()
+            ]
+            for (const lease of leases) {
               const leased = { lease, scope, version: -1 }
               used.leases.push(leased)
               yield* Effect.ignore(restore(readLeased(used, leased, began)))

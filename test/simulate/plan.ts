@@ -251,8 +251,8 @@ export const draw = (seed: number): Plan => {
       ? { storage: random.below(capacities.length), place: random.below(4), millis: random.below(40) / 10 }
       : undefined,
     steps: random.some(random.between(1, 14), () => ({
-      kind: random.pick("offload", "offload", "onboard", "onboard", random.of(blockKinds)),
-      hashes: random.some(random.between(0, 5), () => random.below(9)),
+      kind: random.pick("offload", "offload", "onboard", random.of(blockKinds), random.of(blockKinds)),
+      hashes: random.some(random.between(0, 5), () => random.below(6)),
       priority: random.below(4),
       millis: random.below(20) / 10,
       interruption: disturbed ? interruption(0.2) : undefined
@@ -311,8 +311,8 @@ export const draw = (seed: number): Plan => {
       transient: random.pick(0, 0.2),
       fail: random.pick(0, 0, 0.1),
       never,
-      depth: random.pick(1, 2, 4, 32),
-      maxBytesInFlight: random.pick(pageBytes, 4 * pageBytes, 1024 ** 2),
+      depth: random.pick(1, 2, 4, 32, 32),
+      maxBytesInFlight: random.pick(pageBytes, 4 * pageBytes, 1024 ** 2, 1024 ** 2),
       ...(never > 0 || random.chance(0.2) ? { stallTimeout: 1000 } : {})
     },
     faults: [
