@@ -186,7 +186,7 @@ const aims = [0, 0, 1, 1, 1, 2, 3] as const
 export const draw = (seed: number): Plan => {
   const random = new Random(seed)
   const aimed = random.some(random.of(aims), (index) => {
-    const pair = matrix[(seed * 3 + index) % matrix.length]
+    const pair = matrix[(seed + index * 101) % matrix.length]
     if (pair === undefined) throw new RangeError("the matrix is empty")
     return pair
   })
@@ -243,19 +243,19 @@ export const draw = (seed: number): Plan => {
     capacities,
     checksum,
     maxBlocksInFlight: random.between(1, 6),
-    failureLimit: random.pick(1, 2, 1000),
+    failureLimit: random.pick(1, 1, 2, 1000),
     dies: random.chance(0.2)
       ? { storage: random.below(capacities.length), millis: random.below(40) / 10 }
       : undefined,
     rots: checksum !== "off" && random.chance(0.15)
       ? { storage: random.below(capacities.length), place: random.below(4), millis: random.below(40) / 10 }
       : undefined,
-    steps: random.some(random.between(1, 14), () => ({
+    steps: random.some(random.between(3, 16), () => ({
       kind: random.pick("offload", "offload", "onboard", random.of(blockKinds), random.of(blockKinds)),
       hashes: random.some(random.between(0, 5), () => random.below(6)),
       priority: random.below(4),
       millis: random.below(20) / 10,
-      interruption: disturbed ? interruption(0.2) : undefined
+      interruption: disturbed ? interruption(0.4) : undefined
     })),
     together: random.between(1, 5),
     releaseAfter: random.chance(0.2) ? random.below(50) / 10 : undefined,
@@ -263,7 +263,7 @@ export const draw = (seed: number): Plan => {
   })
 
   const workload = (): Workload => {
-    const tag = wish.workload ?? random.pick("Storages", "Storages", "Blocks")
+    const tag = wish.workload ?? random.pick("Storages", "Blocks")
     // It takes as long as a hundred of the others.
     if (tag === "Doctor") return { _tag: "Doctor", interruption: disturbed ? interruption(0.3) : undefined }
     if (tag === "Storages") {
