@@ -211,7 +211,10 @@ const readLeased = (used: Used, leased: Used["leases"][number], leasedSince: num
     const exit = yield* Effect.exit(leased.lease.onboard(into))
     if (Exit.isFailure(exit)) {
       const tag = world.outcome(exit, "onboard of a lease")
-      if (tag !== "interrupted") used.judge({ _tag: tag }, `onboard of leased ${hash}`, [])
+      // One whose bytes have changed, or whose storage is gone, is given up when that is seen.
+      if (tag !== "interrupted") {
+        used.judge({ _tag: tag }, `onboard of leased ${hash}`, used.rotten || used.died ? ["BlockNotFound"] : [])
+      }
       return
     }
     const version = leased.version >= 0

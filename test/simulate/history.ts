@@ -21,7 +21,7 @@ import * as loop from "./loop.js"
 import type { Pair, Plan } from "./plan.js"
 import * as storages from "./storages.js"
 import type { Violation } from "./world.js"
-import { World } from "./world.js"
+import { canonical, World } from "./world.js"
 
 export interface Outcome {
   readonly violations: ReadonlyArray<Violation>
@@ -119,7 +119,8 @@ const leaks = (world: World) => {
   world.holds("descriptors", fds.length === 0, () => `open: ${fds}`)
   const failed = (path: string) =>
     journal.some((entry) =>
-      entry.syscall === "unlink" && entry.path === path && typeof entry.result === "string" && entry.result !== "ENOENT"
+      entry.syscall === "unlink" && canonical(entry.path ?? "") === path && typeof entry.result === "string" &&
+      entry.result !== "ENOENT"
     )
   const left = files.filter((path) => !world.keptAt.has(path) && !failed(path))
   world.holds("files", left.length === 0, () => `left: ${left}`)
@@ -136,7 +137,7 @@ const leaks = (world: World) => {
 const told = (world: World, failures: ReadonlyArray<ReleaseFailed>) => {
   const left = world.leaks.files.filter((path) => !world.keptAt.has(path))
   for (const path of left) {
-    const steps = failures.filter((failure) => failure.path === path).flatMap((failure) => failure.failures)
+    const steps = failures.filter((failure) => canonical(failure.path) === path).flatMap((failure) => failure.failures)
     world.holds(
       "release is told",
       steps.some(({ step }) => step === "unlink"),

@@ -121,8 +121,13 @@ export interface Plan {
   /** Undefined: one pread or pwrite after the other. */
   readonly device?: EngineOptions & { readonly stallTimeout?: number | undefined } | undefined
   readonly faults: ReadonlyArray<Fault>
+  readonly directories?: ReadonlyArray<string> | undefined
+  readonly links?: ReadonlyArray<{ readonly path: string; readonly target: string; readonly uid: number }> | undefined
   readonly workload: Workload
 }
+
+/** A link of the user's to a directory. */
+export const link = { path: "/tmp/linked", target: "/tmp/real", uid: 1000 }
 
 export const pageBytes = 4096
 
@@ -156,6 +161,7 @@ interface Wish {
   readonly proven?: boolean
   readonly placed?: boolean
   readonly byCalls?: boolean
+  readonly linked?: boolean
   readonly step?: StepKind
 }
 
@@ -170,6 +176,7 @@ const wishes: { readonly [name in SyscallName]?: Wish } = {
   pwrite: { workload: "Storages", byCalls: true, step: "write" },
   fdatasync: { workload: "Storages", byCalls: true, step: "sync" },
   rename: { workload: "Storages", placed: true },
+  readlink: { workload: "Storages", linked: true },
   fiemap: { workload: "Storages", step: "extents", profile: ["ext4", "btrfs"] },
   fadvise: proof,
   cachestat: { ...proof, profile: ["ext4"] },
@@ -298,6 +305,7 @@ export const draw = (seed: number): Plan => {
     nth: nth(),
     outcome: { _tag: "Short", bytes: random.pick(1, 512, 4096, random.between(1, 8192)) }
   })
+  const linked = wish.linked ?? random.chance(0.1)
   const byCalls = wish.byCalls ?? random.chance(0.4)
   const never = random.chance(0.15) ? 0.1 : 0
   return {
@@ -324,6 +332,7 @@ export const draw = (seed: number): Plan => {
         : []),
       ...(random.chance(0.3) ? [short()] : [])
     ],
+    ...(linked ? { directories: ["/tmp", link.target], links: [link] } : {}),
     workload: workload()
   }
 }

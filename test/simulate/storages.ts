@@ -17,13 +17,13 @@ import type { Write } from "./contents.js"
 import { cellBytes, Contents } from "./contents.js"
 import { disturbed } from "./disturb.js"
 import type { Life, Step, Workload } from "./plan.js"
-import { mayFail, pageBytes } from "./plan.js"
+import { link, mayFail, pageBytes } from "./plan.js"
 import type { World } from "./world.js"
-import { Refused } from "./world.js"
+import { canonical, Refused } from "./world.js"
 
 /** A missing directory two levels deep. */
-const directory = "/tmp/cache/tier"
-export const keptPath = `${directory}/kept`
+const directoryOf = ({ plan }: World) => plan.links === undefined ? "/tmp/cache/tier" : `${link.path}/tier`
+const keptPathOf = (world: World) => `${directoryOf(world)}/kept`
 
 /** What one was kept as, by the number in its mark. */
 interface Keep {
@@ -545,7 +545,7 @@ const life = (
           fallback: options.fallback,
           prewrite: options.prewrite,
           earlyUnlink: options.earlyUnlink,
-          ...(options.placed ? { keepAt: keptPath } : { directory })
+          ...(options.placed ? { keepAt: keptPathOf(world) } : { directory: directoryOf(world) })
         }),
         scope
       ),
@@ -619,7 +619,7 @@ export const run = (
 ): Effect.Effect<void, never, Syscalls | IoEngine> =>
   Effect.gen(function*() {
     const shared: Shared = { world, keeps: [], oneByOne: !atOnce }
-    world.keptAt.add(keptPath)
+    world.keptAt.add(canonical(keptPathOf(world)))
     const allocator = budget === undefined ? undefined : yield* Effect.orDie(DiskAllocator.make({ budget }))
     let taken = 0
     const make = (options: DiskStorage.DiskStorageOptions) =>

@@ -7,6 +7,7 @@ import type { JournalEntry, Leaks, SimulatedKernel } from "../../src/SimulatedSy
 import type { Invariant } from "./invariants.js"
 import { millis } from "./loop.js"
 import type { Plan } from "./plan.js"
+import { link } from "./plan.js"
 
 export interface Violation {
   readonly invariant: Invariant
@@ -26,6 +27,10 @@ export class Refused {
 }
 
 const canary = 0xa5
+
+/** As the kernel tells of files that are left: behind the link. */
+export const canonical = (path: string): string =>
+  path.startsWith(`${link.path}/`) ? `${link.target}${path.slice(link.path.length)}` : path
 
 export class World {
   readonly plan: Plan
