@@ -5,12 +5,15 @@ import type { Invariant } from "./invariants.js"
 export interface Mutant extends Mutation {
   readonly invariant: Invariant
   readonly what: string
+  /** Where the tests begin to look, shortly before the first seed that has found it; 0 where that comes early. */
+  readonly near?: number
 }
 
 export const mutants: ReadonlyArray<Mutant> = [
   {
     invariant: "descriptors",
     what: "the file is not closed where it could not be unlinked",
+    near: 140,
     file: "internal/temporaryFile.ts",
     from: "return Effect.ensuring(patience.wait(\"unlink\", fd, unlinked), close)",
     to: "return Effect.zipRight(unlinked, Effect.suspend(() => failures.length === 0 ? close : Effect.void))"
@@ -18,6 +21,7 @@ export const mutants: ReadonlyArray<Mutant> = [
   {
     invariant: "files",
     what: "the creation of the file can be interrupted once it is made",
+    near: 55,
     file: "internal/diskStorage.ts",
     from: "temporaryFile.create(syscalls, options.directory),",
     to: "Effect.interruptible(temporaryFile.create(syscalls, options.directory)),"
@@ -74,6 +78,7 @@ export const mutants: ReadonlyArray<Mutant> = [
   {
     invariant: "acknowledged",
     what: "a short write counts as a whole one",
+    near: 35,
     file: "internal/ioQueue.ts",
     from: "} else if (result < piece.length - piece.done) {",
     to: "} else if (result < piece.length - piece.done && request.operation.kind === \"read\") {"
@@ -81,6 +86,7 @@ export const mutants: ReadonlyArray<Mutant> = [
   {
     invariant: "owned buffers",
     what: "memory that the kernel fills is lent a second time",
+    near: 125,
     file: "internal/slab.ts",
     from: "if (fill ? users !== 0 : users < 0) return false",
     to: "if (fill ? users > 0 : users < -1) return false"
@@ -88,6 +94,7 @@ export const mutants: ReadonlyArray<Mutant> = [
   {
     invariant: "stalls",
     what: "memory is given back when its operation stalls",
+    near: 1890,
     file: "internal/ioQueue.ts",
     from: "      request.givenUp = true\n",
     to: "      request.givenUp = true\n      request.region?.slab.release(request.region.start, request.length)\n"
@@ -95,6 +102,7 @@ export const mutants: ReadonlyArray<Mutant> = [
   {
     invariant: "errors",
     what: "a call that fails during acquisition is a defect",
+    near: 130,
     file: "internal/temporaryFile.ts",
     from: "const statfs = yield* Effect.mapError(syscalls.fstatfs(fd), failedAt(\"inspect\", path))",
     to: "const statfs = yield* Effect.orDie(syscalls.fstatfs(fd))"
@@ -130,6 +138,7 @@ export const mutants: ReadonlyArray<Mutant> = [
   {
     invariant: "release is told",
     what: "a name that could not be removed is taken for gone",
+    near: 140,
     file: "internal/temporaryFile.ts",
     from: "Effect.catchAll(unlink(syscalls, file), report(\"unlink\"))",
     to: "Effect.ignore(unlink(syscalls, file))"
@@ -137,6 +146,7 @@ export const mutants: ReadonlyArray<Mutant> = [
   {
     invariant: "batches",
     what: "the first result of a batch stands for all that were not refused",
+    near: 115,
     file: "internal/transfers.ts",
     from: "this.sent.get(this.places[index] ?? index)",
     to: "this.sent.get(0)"
@@ -151,6 +161,7 @@ export const mutants: ReadonlyArray<Mutant> = [
   {
     invariant: "kept",
     what: "the label of a file that is taken up stays, and the file goes back under its name",
+    near: 95,
     file: "internal/keptFile.ts",
     from: "    file.takenFrom = undefined\n    return Effect.mapError(\n      writeLabel",
     to: "    return Effect.void\n    return Effect.mapError(\n      writeLabel"
@@ -165,6 +176,7 @@ export const mutants: ReadonlyArray<Mutant> = [
   {
     invariant: "blocks",
     what: "the checksum of a block is not compared",
+    near: 50,
     file: "internal/blockStore.ts",
     from: "const intact = index.verifies(slot, checker.compute(into.bytes))",
     to: "const intact = true"
@@ -182,6 +194,7 @@ export const mutants: ReadonlyArray<Mutant> = [
   {
     invariant: "slots",
     what: "the permits of an interrupted batch are lost",
+    near: 310,
     file: "internal/blockBatch.ts",
     from: "  landed(): void {\n    this.gate.give()",
     to: "  landed(): void {\n    if (!this.stopped) this.gate.give()"
