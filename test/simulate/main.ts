@@ -118,7 +118,7 @@ const main = async (): Promise<number> => {
     return 0
   }
   const stopped = new AbortController()
-  process.once("SIGINT", () => stopped.abort())
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.once(signal, () => stopped.abort())
   const from = number(values.from, randomInt(2 ** 31))
   if (values.mutants) {
     const caught: Array<Caught> = []

@@ -53,6 +53,8 @@ export const simulate = async (
     const child = spawn(process.execPath, [program, arguments_], { stdio: ["pipe", "pipe", "pipe"] })
     const stop = () => void child.stdin.end()
     signal?.addEventListener("abort", stop)
+    // It may have come while the bundle was made.
+    if (signal?.aborted === true) stop()
     let progress: Progress = { _tag: "Progress", histories: 0, calls: 0, checks: {}, met: {} }
     let broken: string | undefined
     const failed: Array<Failed> = []
