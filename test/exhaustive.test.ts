@@ -33,7 +33,7 @@ const tolerated = (syscall: SyscallName, code: ErrnoCode, policy: Policy): boole
       return true
     // A sweep was first, or is at it: another file is made.
     case "fcntlSetLock":
-      return codes("EAGAIN", "EACCES")
+      return codes("EAGAIN", "EACCES", "EINVAL", "ENOLCK", "EOPNOTSUPP")
     case "open":
       if (code === "ENOENT") return true
       return policy.directIo === "preferred" && codes("EINVAL", "EOPNOTSUPP")

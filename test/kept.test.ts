@@ -8,6 +8,7 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as LogLevel from "effect/LogLevel"
 import * as Random from "effect/Random"
+import * as TestClock from "effect/TestClock"
 import {
   closeSync,
   existsSync,
@@ -210,6 +211,8 @@ describe("the calls", () => {
       assert.deepStrictEqual(yield* tail(before), [
         nothing,
         "fdatasync",
+        nothing,
+        // To be locked, were it there.
         nothing,
         "pwrite 16384",
         "fdatasync",
@@ -635,6 +638,26 @@ describe("what cannot be looked at", () => {
         }).pipe(on())
       }
     }))
+})
+
+describe("a file that is being taken up", () => {
+  it.effect("gets its name back when that hangs longer than the release waits", () =>
+    Effect.gen(function*() {
+      const kernel = yield* SimulatedKernel
+      yield* keepContent(first)
+      const renames = (yield* kernel.journal).filter(({ syscall }) => syscall === "rename").length
+      yield* kernel.inject({ syscall: "rename", nth: renames + 1, outcome: { _tag: "Late", duration: "1 hour" } })
+      const options = { size, keepAt, releaseTimeout: "10 seconds" } as const
+      const making = yield* Effect.fork(Effect.scoped(DiskStorage.make(options)))
+      yield* TestClock.adjust("1 second")
+      yield* Effect.fork(Fiber.interrupt(making))
+      yield* TestClock.adjust("1 minute")
+      assert.isNotNull(making.unsafePoll(), "the release has ended")
+      yield* TestClock.adjust("2 hours")
+      assert.deepInclude(yield* leaks, { files: [keepAt], fds: [] })
+      assert.deepStrictEqual(yield* takeContent(), first)
+      yield* nothingLeft
+    }).pipe(on()))
 })
 
 describe("two storages", () => {

@@ -44,10 +44,10 @@ export const make = (
         if (open) told(Effect.logInfo("a disk that had failed too often works again"))
         close()
       }
-      failures.toWait = () => {
+      failures.toWait = (tries) => {
         const at = now()
         if (at < retryAt) return retryAt - at
-        retryAt = at + retryMillis
+        if (tries) retryAt = at + retryMillis
         return 0
       }
       return () => {

@@ -19,6 +19,8 @@ import type { Statx, Syscalls } from "../Syscalls.js"
 const maxLinks = 40
 
 const root = 0
+/** Who owns what nobody of a user namespace owns (`overflowuid` of proc(5), as it comes): anybody. */
+const overflowUid = 65_534
 const S_ISVTX = 0o1000
 const S_IWOTH = 0o002
 
@@ -45,6 +47,15 @@ const lookOrMake = (syscalls: Syscalls, path: string): Effect.Effect<Statx, Sysc
 
 const partsOf = (path: string): ReadonlyArray<string> => path.split("/").filter((part) => part !== "" && part !== ".")
 
+/** As it stays when the working directory changes, and as the kernel walks it. Where that has no name, it is as it was. */
+export const absolute = (syscalls: Syscalls, directory: string): Effect.Effect<string> =>
+  directory.startsWith("/")
+    ? Effect.succeed(directory)
+    : syscalls.readlink("/proc/self/cwd").pipe(
+      Effect.map((working) => `${working === "/" ? "" : working}/${directory}`),
+      Effect.orElseSucceed(() => directory)
+    )
+
 /**
  * Looks at a directory and makes what is missing of it (mode 0700), which stays. Three calls for each name of the path, and for the
  * directory that it begins in.
@@ -63,7 +74,8 @@ export const ensure = (syscalls: Syscalls, directory: string): Effect.Effect<voi
       const path = `${at === "/" ? "" : at}/${part}`
       const found = yield* (ofLinks > 0 ? look : lookOrMake)(syscalls, path)
       ofLinks = Math.max(0, ofLinks - 1)
-      if (part !== ".." && isWritableByAll(here) && ![uid, root, here.uid].includes(found.uid)) {
+      const owner = here.uid === overflowUid ? [] : [here.uid]
+      if (part !== ".." && isWritableByAll(here) && ![uid, root, ...owner].includes(found.uid)) {
         return yield* new DirectoryUnsafe({ directory, component: path, reason: "foreign" })
       }
       if ((found.mode & S_IFMT) !== S_IFLNK) {

@@ -21,10 +21,11 @@ import {
 import { IoEngine } from "../IoEngine.js"
 import { Syscalls } from "../Syscalls.js"
 import * as circuit from "./circuit.js"
+import { absolute } from "./directoryPolicy.js"
 import type { Door } from "./door.js"
 import { makeDoor } from "./door.js"
 import { mapOf } from "./extents.js"
-import { OpenFile, openFile } from "./ioQueue.js"
+import { OpenFile } from "./ioQueue.js"
 import * as keptFile from "./keptFile.js"
 import type { ResolvedOptions } from "./options.js"
 import { resolve } from "./options.js"
@@ -107,12 +108,13 @@ const acquire = (
     const failures: Array<temporaryFile.ReleaseFailure> = []
     const patience = makePatience(options.releaseMillis)
 
-    if (!options.trustDirectory) yield* temporaryFile.checkDirectory(syscalls, options.directory)
-    if (options.sweep) yield* sweepOnce(syscalls, options.directory)
+    const directory = yield* absolute(syscalls, options.directory)
+    if (!options.trustDirectory) yield* temporaryFile.checkDirectory(syscalls, directory)
+    if (options.sweep) yield* sweepOnce(syscalls, directory)
 
     // What is to be undone, in order; the finalizers run the other way: drain, registrations, unlink and close.
     const file = yield* Effect.acquireRelease(
-      temporaryFile.create(syscalls, options.directory),
+      temporaryFile.create(syscalls, directory),
       (file) =>
         temporaryFile.release(syscalls, file, failures, patience).pipe(
           Effect.zipRight(Effect.suspend(() =>
@@ -199,7 +201,9 @@ const acquire = (
       yield* Effect.uninterruptible(
         Effect.zipRight(Scope.close(ioScope, Exit.void), registrations.release(failures, Exit.void))
       )
-      if (openFile(ioFile).inFlight > 0) return yield* new KeepFailed({ path, keepAt, reason: "stalled" })
+      if (ioFile instanceof OpenFile && ioFile.inFlight > 0) {
+        return yield* new KeepFailed({ path, keepAt, reason: "stalled" })
+      }
       yield* keptFile.keep(syscalls, file, fd, place, options.size, mark)
     })
     const keepAs: DiskStorage["keepAs"] = (mark) => {

@@ -7,6 +7,7 @@
  */
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
+import * as Runtime from "effect/Runtime"
 import { BufferBusy, IoFailed, IoStalled, StorageClosed, StorageDegraded } from "../DiskStorageError.js"
 import type { OperationError } from "../DiskStorageError.js"
 import type { Completion, FileOptions, IoEngine, IoFile, Operation, Results } from "../IoEngine.js"
@@ -64,8 +65,8 @@ export interface Device {
   readonly attach: (file: OpenFile) => void
   /** The file has no operation in flight any more. */
   readonly detach: (file: OpenFile) => void
-  /** `abandoned`: some pieces never completed, and what the kernel may still write to must stay. */
-  readonly close: (abandoned: boolean) => Effect.Effect<void>
+  /** Nothing is in flight any more. */
+  readonly close: Effect.Effect<void>
 }
 
 /** How a queue opens its device: `woken` is for the event loop to call when the kernel has something. */
@@ -90,8 +91,8 @@ export class Failures {
   onLimit: (() => void) | undefined
   /** Called at the first success after failures. */
   onSuccess: (() => void) | undefined
-  /** Milliseconds until an operation may be tried; 0 is for this one. */
-  toWait: (() => number) | undefined
+  /** Milliseconds until an operation may be tried; 0 is for this one, if it `tries`. */
+  toWait: ((tries: boolean) => number) | undefined
   /** What the last one that was refused was told. */
   waitMillis = 0
 
@@ -106,10 +107,11 @@ export class Failures {
     this.inARow = 0
   }
 
-  refuses(): boolean {
+  /** A sync finds out nothing: where nothing was written it succeeds on a disk that takes no writes. */
+  refuses(kind: Kind): boolean {
     if (this.inARow < this.limit) return false
-    this.waitMillis = this.toWait?.() ?? 0
-    return this.waitMillis > 0
+    this.waitMillis = this.toWait?.(kind !== "sync") ?? 0
+    return kind === "sync" || this.waitMillis > 0
   }
 }
 
@@ -210,6 +212,8 @@ export class Request implements Completion {
   epoch = 0
   /** When it was submitted, in milliseconds of the monotonic clock. */
   since = 0
+  /** Why it was not begun, where its file fails too often: as it was then. */
+  refused: StorageDegraded | undefined
   /** The next operation of the same batch. */
   next: Request | undefined
 
@@ -242,7 +246,7 @@ export class Request implements Completion {
     if (outcome === succeeded) return undefined
     if (outcome === closed) return new StorageClosed({ path })
     if (outcome === busy && operation !== "sync") return new BufferBusy({ operation, offset, length })
-    if (outcome === degraded) return this.file.degraded(operation)
+    if (outcome === degraded) return this.refused
     if (outcome === stalled) {
       return new IoStalled({ operation, path, offset, length, timeoutMillis: queue?.options.stallMillis ?? 0 })
     }
@@ -352,6 +356,8 @@ export class IoQueue {
   private closed = false
   /** The device is closed. */
   private gone = false
+  /** Called once, after the end of the queue, when nothing is in flight any more. */
+  private onIdle: (() => void) | undefined
   /** Called when something is in flight that was not answered at once, and when nothing is any more. */
   onBusy: ((busy: boolean) => void) | undefined
 
@@ -409,19 +415,23 @@ export class IoQueue {
     if (file.detached && file.inFlight === 0 && !this.gone) this.device.detach(file)
   }
 
-  /** When every file is detached. */
-  close: Effect.Effect<void> = Effect.suspend(() => {
+  /** When every file is detached. What a hung disk has not answered keeps the device, and not the process, until it does. */
+  close: Effect.Effect<void> = Effect.gen(this, function*() {
     this.closed = true
+    const runtime = yield* Effect.runtime<never>()
     const open = [...this.files].filter(({ abandoned }) => !abandoned)
-    return Effect.zipRight(
-      Effect.forEach(open, (file) => Effect.async<void>((resume) => this.detach(file, () => resume(Effect.void))), {
-        discard: true
-      }),
-      Effect.suspend(() => {
-        this.gone = true
-        return this.device.close(this.inFlight > 0)
-      })
+    yield* Effect.forEach(
+      open,
+      (file) => Effect.async<void>((resume) => this.detach(file, () => resume(Effect.void))),
+      { discard: true }
     )
+    const closed = Effect.suspend(() => {
+      this.gone = true
+      return this.device.close
+    })
+    if (this.inFlight === 0) return yield* closed
+    this.device.hold(false)
+    this.onIdle = () => void Runtime.runFork(runtime)(closed)
   })
 
   submit(request: Request): void {
@@ -505,8 +515,9 @@ export class IoQueue {
     else if (kind !== "sync" && length === 0) {
       // Nothing to transfer, which the kernel would not tell from the end of the file.
     } else if (region !== undefined && !region.slab.claim(region.start, length, kind === "read")) request.fail(0, busy)
-    else if (failures.refuses()) {
+    else if (failures.refuses(kind)) {
       region?.slab.release(region.start, length)
+      request.refused = file.degraded(kind)
       request.fail(0, degraded)
     } else {
       file.inFlight += 1
@@ -610,6 +621,9 @@ export class IoQueue {
       this.onBusy?.(busy)
     }
     this.metrics.flush(this.inFlight)
+    if (this.onIdle === undefined || busy) return
+    this.onIdle()
+    this.onIdle = undefined
   }
 
   private readonly complete = (slot: number, result: number): void => {
@@ -659,8 +673,10 @@ export class IoQueue {
     }
     if (outcome !== takenBack && outcome !== stalled) this.metrics[kind].ended(bytes, this.now - request.since)
     if (outcome > 0 || outcome === nothingTransferred) this.metrics.failed(kind, outcome)
-    if (outcome === succeeded) file.failuresOf(kind).succeeded()
-    else if (outcome !== takenBack) file.failuresOf(kind).failed()
+    if (outcome === succeeded) {
+      if (kind !== "sync") file.failuresOf(kind).succeeded()
+      // What was given up before it was submitted says nothing of the disk of this file.
+    } else if (outcome !== takenBack && outcome !== stalled) file.failuresOf(kind).failed()
     request.done(request)
   }
 }

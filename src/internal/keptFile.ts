@@ -276,6 +276,7 @@ const claim = (
   wanted: Wanted
 ): Effect.Effect<Label | undefined, CreateFailed | FileReplaced> =>
   Effect.uninterruptible(Effect.gen(function*() {
+    file.takingUp = true
     const failed = (cause: SyscallError) => new CreateFailed({ step: "take up", path, cause })
     // Where the empty one needed none, this one does not.
     const lock = file.lock === undefined ? undefined : yield* Effect.either(fileLock.lock(syscalls, path))
@@ -318,7 +319,9 @@ const claim = (
       yield* Effect.mapError(syscalls.close(replaced), failed)
     }
     return found.label
-  }))
+  })).pipe(Effect.ensuring(Effect.sync(() => {
+    file.takingUp = false
+  })))
 
 /**
  * The label of the file at `path`, taken up in place of the empty one; undefined when there is none to take up, with a warning that
@@ -430,9 +433,18 @@ export const keep = (
     yield* checkFree(syscalls, file, path)
     const id = Uint8Array.from(yield* Effect.replicateEffect(Random.nextIntBetween(0, 256), idBytes))
     const label = encode({ size, length: offset + unit.byteLength, unit: unit.byteLength, id, mark })
+    // Who takes up what is there now must not find this in its place.
+    const replaced = file.lock === undefined
+      ? undefined
+      : yield* Effect.mapError(fileLock.lock(syscalls, path), failed("look"))
+    if (replaced?._tag === "Held") {
+      const found = "another process has it locked"
+      return yield* new KeepFailed({ path: file.path, keepAt: path, reason: "in the way", found })
+    }
     yield* Effect.mapError(writeLabel(syscalls, fd, place, label), failed("label")).pipe(
       Effect.zipRight(Effect.mapError(syscalls.rename(file.path, path), failed("rename"))),
-      Effect.onError(() => Effect.ignore(writeLabel(syscalls, fd, place, erased)))
+      Effect.onError(() => Effect.ignore(writeLabel(syscalls, fd, place, erased))),
+      Effect.ensuring(replaced?._tag === "Locked" ? Effect.ignore(syscalls.close(replaced.fd)) : Effect.void)
     )
     file.linked = false
     file.kept = true

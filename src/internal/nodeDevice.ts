@@ -38,6 +38,6 @@ export const open = (slots: number): OpenDevice => (complete, woken) => {
     keepsFile: () => false,
     attach: () => {},
     detach: () => {},
-    close: () => Effect.void
+    close: Effect.void
   }
 }

@@ -96,9 +96,8 @@ export const open = (transfer: Transfer, slots: number, options: Misbehaviour): 
     keepsFile: () => true,
     attach: () => {},
     detach: () => {},
-    close: () =>
-      Effect.sync(() => {
-        closed = true
-      })
+    close: Effect.sync(() => {
+      closed = true
+    })
   }
 }

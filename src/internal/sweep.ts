@@ -121,6 +121,7 @@ export const sweepOnce = (syscalls: Kernel, directory: string): Effect.Effect<vo
           Effect.logInfo("removed temp files that processes had left behind"),
           { directory, files: removed.length, bytes: removed.reduce((sum, { bytes }) => sum + bytes, 0) }
         )
+        once.done = true
         return Effect.zipRight(
           told,
           Effect.forEach(kept, ({ path, reason }) =>
@@ -136,8 +137,6 @@ export const sweepOnce = (syscalls: Kernel, directory: string): Effect.Effect<vo
       )
     )
     return once.turn.withPermits(1)(Effect.suspend(() =>
-      once.done ? Effect.void : Effect.map(first, () => {
-        once.done = true
-      })
+      once.done ? Effect.void : first
     ))
   })

@@ -60,8 +60,9 @@ export const make = Effect.gen(function*() {
       return Effect.onExit(restore(run), (exit) =>
         Effect.sync(() => {
           file.inFlight -= 1
-          if (Exit.isSuccess(exit)) file.failuresOf(kind).succeeded()
-          else if (Cause.isFailure(exit.cause)) file.failuresOf(kind).failed()
+          if (Exit.isSuccess(exit)) {
+            if (kind !== "sync") file.failuresOf(kind).succeeded()
+          } else if (Cause.isFailure(exit.cause)) file.failuresOf(kind).failed()
           ended()
           file.left()
         }))
@@ -71,8 +72,9 @@ export const make = Effect.gen(function*() {
     Effect.suspend(() => {
       const file = openFile(operation.file)
       if (file.closed) return Effect.fail(new StorageClosed({ path: file.path }))
-      if (file.failuresOf(operation.kind).refuses()) return Effect.fail(file.degraded(operation.kind))
+      const failures = file.failuresOf(operation.kind)
       if (operation.kind === "sync") {
+        if (failures.refuses("sync")) return Effect.fail(file.degraded("sync"))
         const sync = Effect.mapError(
           syscalls.fdatasync(file.fd),
           (cause) => new IoFailed({ operation: "sync", offset: 0, length: 0, bytesDone: 0, cause })
@@ -82,11 +84,15 @@ export const make = Effect.gen(function*() {
       const { kind, offset } = operation
       const { byteLength: length, bytes, slab, start } = region(operation.buffer)
       if (length === 0) return Effect.void
-      return Effect.uninterruptibleMask((restore): Effect.Effect<void, OperationError> =>
-        slab.claim(start, length, kind === "read")
-          ? within(file, kind, restore(transfer(kind, file, bytes, offset)), () => slab.release(start, length))
-          : Effect.fail(new BufferBusy({ operation: kind, offset, length }))
-      )
+      return Effect.uninterruptibleMask((restore): Effect.Effect<void, OperationError> => {
+        if (!slab.claim(start, length, kind === "read")) {
+          return Effect.fail(new BufferBusy({ operation: kind, offset, length }))
+        }
+        const released = () => slab.release(start, length)
+        if (!failures.refuses(kind)) return within(file, kind, restore(transfer(kind, file, bytes, offset)), released)
+        released()
+        return Effect.fail(file.degraded(kind))
+      })
     })
 
   const complete = (operation: Operation): Effect.Effect<Completion> =>

@@ -68,6 +68,8 @@ export interface TemporaryFile {
   readonly path: string
   readonly fds: Array<number>
   lock: number | undefined
+  /** The file that was kept is getting the name. */
+  takingUp: boolean
   linked: boolean
   takenFrom: string | undefined
   kept: boolean
@@ -95,6 +97,9 @@ const is = (...codes: ReadonlyArray<keyof typeof errnos>) => {
 const isDirectoryAtFault = is("ENOENT", "ENOTDIR", "EACCES", "EPERM", "EROFS", "ENAMETOOLONG", "ELOOP")
 const isNoRoom = is("ENOSPC", "EDQUOT", "EFBIG")
 const isUnsupported = is("EOPNOTSUPP", "ENOSYS")
+/** How sandboxes and old kernels say that they have no such locks. */
+const isLockUnsupported = (error: SyscallError) =>
+  error.syscall === "fcntlSetLock" && is("EINVAL", "ENOLCK", "ENOSYS", "EOPNOTSUPP")(error)
 /** How kernels say no to a mode of fallocate that they, or the device, do not know. */
 const isWriteZeroesRefused = is("EOPNOTSUPP", "ENOSYS", "EINVAL")
 /** How the kernel says no to O_DIRECT. */
@@ -143,7 +148,18 @@ const locked = (
   Effect.gen(function*() {
     const { type } = yield* syscalls.fstatfs(created)
     if (!locksAreTrusted(type)) return true
-    const lock = yield* fileLock.lock(syscalls, file.path)
+    const lock = yield* Effect.catchIf(
+      fileLock.lock(syscalls, file.path),
+      isLockUnsupported,
+      (cause) =>
+        Effect.annotateLogs(
+          Effect.logWarning("a storage cannot be locked, and a sweep may take its name away", cause),
+          {
+            path: file.path
+          }
+        )
+    )
+    if (lock === undefined) return true
     if (lock._tag !== "Locked") return false
     file.lock = lock.fd
     const statx = yield* syscalls.statx(created)
@@ -175,7 +191,15 @@ export const create = (
       ({ cause }) => cause.errno === errnos.ENOENT,
       () => Effect.zipRight(madeDirectory, made)
     )
-    const file: TemporaryFile = { path, fds: [fd], lock: undefined, linked: true, takenFrom: undefined, kept: false }
+    const file: TemporaryFile = {
+      path,
+      fds: [fd],
+      lock: undefined,
+      linked: true,
+      takenFrom: undefined,
+      kept: false,
+      takingUp: false
+    }
     const isOurs = yield* locked(syscalls, file, fd).pipe(
       Effect.mapError(failedAt("lock", path)),
       Effect.tapError(() => undo(syscalls, file, []))
@@ -228,12 +252,14 @@ export const release = (
     const [fd = -1] = file.fds
     const report = (step: "unlink" | "close") => (cause: SyscallError) =>
       Effect.sync(() => void failures.push({ step, cause }))
-    const unlinked = file.linked
-      ? Effect.flatMap(
-        keptFile.givenBack(syscalls, file),
-        (given) => given ? Effect.void : Effect.catchAll(unlink(syscalls, file), report("unlink"))
-      )
-      : Effect.void
+    const unlinked = Effect.suspend(() =>
+      file.linked
+        ? Effect.flatMap(
+          keptFile.givenBack(syscalls, file),
+          (given) => given ? Effect.void : Effect.catchAll(unlink(syscalls, file), report("unlink"))
+        )
+        : Effect.void
+    )
     const closed = Effect.suspend(() =>
       // The lock last: while the name is there it has an owner.
       Effect.forEach(
@@ -249,7 +275,12 @@ export const release = (
       yield* hanging ? patience.afterwards(closed) : patience.wait("close", fd, closed)
       failures.push(...yield* patience.unended)
     })
-    return Effect.ensuring(patience.wait("unlink", fd, unlinked), close)
+    // Whose the name is, and whether it goes or is given back, is known when that has ended.
+    const later = Effect.zipRight(
+      patience.afterwards(Effect.zipRight(unlinked, closed)),
+      Effect.map(patience.unended, (late) => void failures.push(...late))
+    )
+    return file.takingUp ? later : Effect.ensuring(patience.wait("unlink", fd, unlinked), close)
   })
 
 /** Releases a file that nobody gets; what fails of that is told in the log, where nothing else could tell it. */

@@ -183,31 +183,22 @@ export const make = (slots: number): Effect.Effect<OpenDevice, EngineUnavailable
         keepsFile: (kind) => kind !== "sync",
         attach: () => {},
         detach: () => {},
-        close: (abandoned) =>
-          Effect.async<void>((resume) => {
-            closed = true
-            poll.close()
-            // io_destroy would wait for what the kernel has not answered.
-            if (abandoned) {
-              lost.push(regions, memory)
-              return resume(Effect.void)
-            }
-            // It waits some 30 ms even for a context that is idle.
-            const destroyed = () => {
-              close(eventFd)
-              resume(Effect.void)
-            }
-            try {
-              destroy.async(io_destroy, context, destroyed)
-            } catch {
-              // koffi has no room for another call off-thread.
-              destroy(io_destroy, context)
-              destroyed()
-            }
-          })
+        close: Effect.async<void>((resume) => {
+          closed = true
+          poll.close()
+          // It waits some 30 ms even for a context that is idle.
+          const destroyed = () => {
+            close(eventFd)
+            resume(Effect.void)
+          }
+          try {
+            destroy.async(io_destroy, context, destroyed)
+          } catch {
+            // koffi has no room for another call off-thread.
+            destroy(io_destroy, context)
+            destroyed()
+          }
+        })
       }
     }
   })
-
-/** Memory that the kernel never gave back. */
-const lost: Array<unknown> = []

@@ -423,23 +423,15 @@ export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnav
           freeFiles.push(file.slot)
           file.slot = -1
         },
-        close: (abandoned) =>
-          Effect.sync(() => {
-            closed = true
-            poll.close()
-            close(eventFd)
-            for (const { forget } of registered.values()) forget()
-            // What the kernel may still write to stays as it is until the process ends.
-            if (abandoned) lost.push(regions, registered)
-            else {
-              unmap()
-              close(fd)
-            }
-          })
+        close: Effect.sync(() => {
+          closed = true
+          poll.close()
+          close(eventFd)
+          for (const { forget } of registered.values()) forget()
+          unmap()
+          close(fd)
+        })
       }
       return device
     }
   })
-
-/** Memory that the kernel never gave back. */
-const lost: Array<unknown> = []
