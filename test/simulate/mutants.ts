@@ -15,16 +15,16 @@ export const mutants: ReadonlyArray<Mutant> = [
     what: "the file is not closed where it could not be unlinked",
     near: 140,
     file: "internal/temporaryFile.ts",
-    from: "return Effect.ensuring(patience.wait(\"unlink\", fd, unlinked), close)",
-    to: "return Effect.zipRight(unlinked, Effect.suspend(() => failures.length === 0 ? close : Effect.void))"
+    from: "Effect.ensuring(patience.wait(\"unlink\", fd, unlinked), close)",
+    to: "Effect.zipRight(unlinked, Effect.suspend(() => failures.length === 0 ? close : Effect.void))"
   },
   {
     invariant: "files",
     what: "the creation of the file can be interrupted once it is made",
     near: 55,
     file: "internal/diskStorage.ts",
-    from: "temporaryFile.create(syscalls, options.directory),",
-    to: "Effect.interruptible(temporaryFile.create(syscalls, options.directory)),"
+    from: "temporaryFile.create(syscalls, directory),",
+    to: "Effect.interruptible(temporaryFile.create(syscalls, directory)),"
   },
   {
     invariant: "mappings",
@@ -132,8 +132,8 @@ export const mutants: ReadonlyArray<Mutant> = [
     invariant: "release order",
     what: "the file is closed before it is unlinked",
     file: "internal/temporaryFile.ts",
-    from: "return Effect.ensuring(patience.wait(\"unlink\", fd, unlinked), close)",
-    to: "return Effect.ensuring(close, patience.wait(\"unlink\", fd, unlinked))"
+    from: "Effect.ensuring(patience.wait(\"unlink\", fd, unlinked), close)",
+    to: "Effect.ensuring(close, patience.wait(\"unlink\", fd, unlinked))"
   },
   {
     invariant: "release is told",
