@@ -14,12 +14,19 @@ import * as BlockStore from "../src/BlockStore.js"
 import * as DiskMetrics from "../src/DiskMetrics.js"
 import * as DiskStorage from "../src/DiskStorage.js"
 import type { BytesError, TransferError } from "../src/DiskStorageError.js"
+import type { OpenDevice, OpenFile } from "../src/internal/ioQueue.js"
+import { IoQueue, makeEngine, openFile } from "../src/internal/ioQueue.js"
 import * as SimulatedSyscalls from "../src/SimulatedSyscalls.js"
 import type { ErrnoCode, SyscallName } from "../src/Syscalls.js"
+import { errnos } from "../src/Syscalls.js"
 import { assertSettled, hashes, offload, onboard, page, silent } from "./blocks/blocks.js"
 import { layer } from "./support/simulation.js"
 
 const size = 16 * page
+
+const turn = Effect.async<void>((resume) => {
+  setImmediate(() => resume(Effect.void))
+})
 
 const callsOf = (...names: ReadonlyArray<SyscallName>) =>
   Effect.flatMap(
@@ -66,6 +73,92 @@ const unsafely = (storage: DiskStorage.DiskStorage, kind: "read" | "write", buff
       (error) => resume(error === undefined ? Effect.void : Effect.fail(error))
     )
   )
+
+describe("what counts", () => {
+  it.effect("is no sync that succeeds, which it does on a disk that takes no writes, nor is one a trial", () =>
+    Effect.gen(function*() {
+      const storage = yield* DiskStorage.make({ size, failureLimit: 3, retryAfter: "10 seconds" })
+      const buffer = yield* AlignedBuffer.make(page)
+      const write = tagOf(storage.write(0, buffer))
+      yield* breaks("pwrite", 3)
+      assert.deepStrictEqual([yield* write, yield* tagOf(storage.sync), yield* write], ["IoFailed", "done", "IoFailed"])
+      assert.deepStrictEqual([yield* tagOf(storage.sync), yield* write], ["done", "IoFailed"])
+      assert.isTrue((yield* storage.health).write.degraded)
+      yield* TestClock.adjust("10 seconds")
+      assert.strictEqual(yield* tagOf(storage.sync), "StorageDegraded")
+      assert.deepStrictEqual([yield* write, yield* tagOf(storage.sync)], ["done", "done"])
+    }).pipe(Effect.scoped, on()))
+
+  it.effect("is no operation that has nothing to do, or whose buffer is in use", () =>
+    Effect.gen(function*() {
+      const storage = yield* DiskStorage.make({ size, failureLimit: 1, retryAfter: "10 seconds" })
+      const buffer = yield* AlignedBuffer.make(page)
+      const nothing = yield* AlignedBuffer.slice(buffer, 0, 0)
+      yield* breaks("pread", 1)
+      assert.strictEqual(yield* tagOf(storage.read(0, buffer)), "IoFailed")
+      yield* TestClock.adjust("10 seconds")
+      assert.strictEqual(yield* tagOf(storage.read(0, nothing)), "done")
+      assert.strictEqual(yield* tagOf(storage.read(0, buffer)), "done")
+    }).pipe(Effect.scoped, on()))
+
+  it.live("is nothing that waited behind another file's hung operations, and a refusal stays as it was", () =>
+    Effect.gen(function*() {
+      const never = new Map<number, OpenFile>()
+      const device: OpenDevice = (complete) => {
+        const staged: Array<readonly [number, OpenFile, number]> = []
+        return {
+          name: "two slots",
+          slots: 2,
+          stage: (slot, _kind, file, _region, _from, length) => {
+            if (file.path === "/bad") never.set(slot, file)
+            else staged.push([slot, file, file.path === "/good" ? length : -errnos.EIO])
+          },
+          submit: () => {
+            for (const [slot, , result] of staged.splice(0)) complete(slot, result)
+            return false
+          },
+          defer: (turn) => void setImmediate(turn),
+          hold: () => {},
+          keepsFile: () => true,
+          attach: () => {},
+          detach: () => {},
+          close: Effect.void
+        }
+      }
+      const options = { maxBytesInFlight: 2 ** 30, maxBytesPerSubmission: 2 ** 30, stallMillis: 1 }
+      const queue = new IoQueue(device, options)
+      const engine = makeEngine("two slots", () => queue)
+      const file = (path: string) => engine.file(3, { path, direct: true, alignment: 1 })
+      const [bad, good, broken] = yield* Effect.all([file("/bad"), file("/good"), file("/broken")])
+      const pages = yield* Effect.replicateEffect(AlignedBuffer.make(page), 6)
+      const [first, second, third, fourth, fifth, sixth] = pages
+      if (first === undefined || second === undefined || third === undefined) return
+      if (fourth === undefined || fifth === undefined || sixth === undefined) return
+
+      const { writes } = openFile(broken)
+      writes.limit = 1
+      writes.toWait = (tries) => tries ? 1234 : 0
+      yield* Effect.exit(engine.write(broken, fourth, 0))
+      const refusals = yield* engine.batch([{ kind: "write", file: broken, buffer: fourth, offset: 0 }])
+      writes.inARow = 0
+      assert.deepInclude(Either.flip(refusals.get(0)).pipe(Either.getOrThrow), {
+        _tag: "StorageDegraded",
+        failures: 1,
+        retryAfterMillis: 1234
+      })
+
+      const waiting = yield* Effect.fork(engine.batch([
+        ...[first, second].map((buffer) => ({ kind: "write" as const, file: bad, buffer, offset: 0 })),
+        ...[third, fifth, sixth].map((buffer) => ({ kind: "write" as const, file: good, buffer, offset: 0 }))
+      ]))
+      yield* turn
+      for (let epoch = 0; epoch < 4; epoch++) queue.watch(1)
+      const results = yield* Fiber.join(waiting)
+      assert.deepStrictEqual(results.failures.map(({ error }) => error._tag), Array(5).fill("IoStalled"))
+      assert.strictEqual(openFile(bad).writes.inARow, 2)
+      assert.strictEqual(openFile(good).writes.inARow, 0)
+    }).pipe(Effect.scoped))
+})
 
 describe("a storage", () => {
   it.effect("leaves its disk alone after so many failures in a row, but for one operation now and then", () =>

@@ -9,7 +9,7 @@ import { errnosBySyscall } from "../src/Syscalls.js"
 import { history, layer } from "./support/simulation.js"
 
 const size = 8192
-const [us, root, other] = [1000, 0, 2000]
+const [us, root, other, nobody] = [1000, 0, 2000, 65_534]
 
 const open = 0o777
 const sticky = 0o1777
@@ -121,6 +121,16 @@ const refused: Record<string, readonly ["writable" | "foreign", string, Case]> =
     links: [link(other, "/tmp/cache", "/mnt/nvme")],
     uid: root
   }],
+  "the working directory, in one of another user": ["foreign", "/tmp/theirs", {
+    directory: ".",
+    directories: [{ path: "/tmp/theirs", mode: 0o755, uid: other }, "/tmp/theirs/cache", "/proc/self"],
+    links: [link(root, "/proc/self/cwd", "/tmp/theirs/cache")]
+  }],
+  "a link of whom a user namespace does not know": ["foreign", "/pub/cache", {
+    directory: "/pub/cache",
+    directories: [{ path: "/pub", mode: sticky, uid: nobody }, nvme],
+    links: [link(nobody, "/pub/cache", "/mnt/nvme")]
+  }],
   "a link of another user in one that is not sticky": ["foreign", "/open/cache", {
     directory: "/open/cache",
     directories: [{ path: "/open", mode: open }, nvme],
@@ -159,7 +169,7 @@ describe("a directory", () => {
         if (failure._tag !== "DirectoryUnsafe") return assert.fail(failure.message)
         assert.deepStrictEqual({ ...failure }, {
           _tag: "DirectoryUnsafe",
-          directory: some.directory,
+          directory: some.directory.startsWith("/") ? some.directory : `/tmp/theirs/cache/${some.directory}`,
           component,
           reason
         })

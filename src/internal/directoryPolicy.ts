@@ -1,5 +1,6 @@
 /**
- * Whether nobody but this process, root and whom they trust can put something else in the place of a storage's file.
+ * Whether nobody but this process, root and the owners of the directories on the way can put something else in the place of a storage's
+ * file. Who names a directory of another user, which that user alone may write, trusts them.
  *
  * A path is walked as the kernel walks it. What lies in a directory that everybody may write (/tmp, say) has to belong to this user, to
  * root or to the owner of that directory: another's link would lead, and another's directory would put, the file where its owner wants it;

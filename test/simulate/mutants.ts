@@ -202,6 +202,7 @@ export const mutants: ReadonlyArray<Mutant> = [
   {
     invariant: "taken out",
     what: "blocks are put on a storage that was taken out",
+    near: 1170,
     file: "internal/blockIndex.ts",
     from: "if (storage === undefined || storage.failed) continue",
     to: "if (storage === undefined) continue"
@@ -209,6 +210,7 @@ export const mutants: ReadonlyArray<Mutant> = [
   {
     invariant: "reports",
     what: "a probe that could not try everything counts as one that did",
+    near: 220,
     file: "internal/directIo/inspect.ts",
     from: "  if (failure !== null) return { verdict: \"unknown\", reasons }\n",
     to: ""
@@ -223,6 +225,7 @@ export const mutants: ReadonlyArray<Mutant> = [
   {
     invariant: "progress",
     what: "who waits for a range is not told that it is free",
+    near: 100,
     file: "internal/rangeLock.ts",
     from: "      waiting.grant()\n",
     to: ""
@@ -230,6 +233,7 @@ export const mutants: ReadonlyArray<Mutant> = [
   {
     invariant: "replay",
     what: "the device draws from more than its seed",
+    near: 170,
     file: "internal/simulatedDevice.ts",
     from: "new PCGRandom(options.seed)",
     to: "new PCGRandom(options.seed + process.memoryUsage().heapUsed)"
