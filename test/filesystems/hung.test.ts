@@ -6,7 +6,7 @@ import { mkdirSync, readdirSync } from "node:fs"
 import { createInterface } from "node:readline"
 import { program } from "../support/programs.js"
 import { environment } from "./mounts.js"
-import { describeReal, freshPath, Mounted, openBelow } from "./real.js"
+import { assertGivenBack, describeReal, freshPath, Mounted, openBelow, settledFreeBytes } from "./real.js"
 
 /**
  * Freezes a filesystem until the effect that it answers with has run, or the scope has ended, or this process has, however it did: the
@@ -61,6 +61,7 @@ const startChild = (task: object) =>
       pid: child.pid ?? 0,
       answer,
       go: Effect.zipRight(Effect.sync(() => child.stdin.write("\n")), answer),
+      last: Effect.sync(() => child.stdin.write("\n")),
       ended: Effect.promise(() => ended)
     }
   })
@@ -75,6 +76,7 @@ for (const kind of ["ext4", "xfs"] as const) {
             const mount = yield* Mounted
             const directory = yield* freshPath
             mkdirSync(directory)
+            const before = yield* settledFreeBytes(directory)
             const child = yield* startChild({ directory, engine, fails })
             const { fd, wrote } = yield* child.answer
             assert.strictEqual(wrote, "done")
@@ -98,6 +100,9 @@ for (const kind of ["ext4", "xfs"] as const) {
             assert.isNotEmpty(openBelow(directory, child.pid))
 
             yield* thaw
+            assert.deepStrictEqual((yield* child.go)["open"], [])
+            yield* assertGivenBack(directory, before)
+            yield* child.last
             assert.strictEqual(yield* child.ended, 0)
             assert.deepStrictEqual(readdirSync(directory), [])
           }))

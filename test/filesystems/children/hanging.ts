@@ -8,6 +8,7 @@ import * as Exit from "effect/Exit"
 import * as Logger from "effect/Logger"
 import * as Schema from "effect/Schema"
 import * as Scope from "effect/Scope"
+import { readdirSync, readlinkSync } from "node:fs"
 import { createInterface } from "node:readline"
 import * as AlignedBuffer from "../../../src/AlignedBuffer.js"
 import * as DiskStorage from "../../../src/DiskStorage.js"
@@ -28,7 +29,13 @@ const tag = Either.match({ onLeft: ({ _tag }: { readonly _tag: string }) => _tag
 const program = Effect.gen(function*() {
   const scope = yield* Scope.make()
   const storage = yield* Scope.extend(
-    DiskStorage.make({ size: 1024 * 1024, directory, failureLimit: 2, retryAfter: "300 millis", releaseTimeout: 500 }),
+    DiskStorage.make({
+      size: 8 * 1024 * 1024,
+      directory,
+      failureLimit: 2,
+      retryAfter: "300 millis",
+      releaseTimeout: 500
+    }),
     scope
   )
   const buffers = yield* Effect.replicateEffect(AlignedBuffer.make(4096), 3)
@@ -52,10 +59,29 @@ const program = Effect.gen(function*() {
   yield* say({ failures: Either.isLeft(closed) ? closed.left.failures : [], buffer: yield* write(0) })
 }).pipe(
   Effect.scoped,
-  Effect.provide(Linux.layerWith({ engine, ...(fails === "stallTimeout" ? { stallTimeout: 200 } : {}) })),
-  // Its standard input would keep it.
-  Effect.ensuring(Effect.sync(() => process.stdin.destroy()))
+  Effect.provide(Linux.layerWith({ engine, ...(fails === "stallTimeout" ? { stallTimeout: 200 } : {}) }))
 )
 
+const openBelow = () =>
+  readdirSync("/proc/self/fd").flatMap((fd) => {
+    try {
+      const target = readlinkSync(`/proc/self/fd/${fd}`)
+      return target.startsWith(`${directory}/`) ? [target] : []
+    } catch {
+      return []
+    }
+  })
+
+/** When the engine has ended, too, and the disk has answered: what it kept open for that goes by itself. */
+const afterwards = Effect.gen(function*() {
+  yield* say({ ended: true })
+  yield* nextLine
+  for (let round = 0; round < 400 && openBelow().length > 0; round++) yield* Effect.sleep("25 millis")
+  yield* say({ open: openBelow() })
+  yield* nextLine
+  // Its standard input would keep it.
+  process.stdin.destroy()
+})
+
 await Effect.runPromise(Effect.provide(program, Logger.remove(Logger.defaultLogger)))
-await Effect.runPromise(say({ ended: true }))
+await Effect.runPromise(afterwards)
