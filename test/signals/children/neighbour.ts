@@ -36,7 +36,7 @@ const program = Effect.gen(function*() {
   const say = (what: string) => Effect.suspend(() => report(`${what} ${storage.path} ${statSync(storage.path).ino}`))
   yield* write(0)
   yield* say("held")
-  const lines = Stream.fromAsyncIterable(createInterface({ input: process.stdin }), (error) => new Error(String(error)))
+  const lines = Stream.fromAsyncIterable(createInterface({ input: process.stdin }), String)
   yield* Stream.runForEach(Stream.zipWithIndex(lines), ([, generation]) =>
     compare(generation).pipe(
       Effect.zipRight(write(generation + 1)),
