@@ -591,7 +591,7 @@ export class ReleaseFailed extends Schema.TaggedError<ReleaseFailed>(id("Release
         : `${failure.step}: no answer for fd ${failure.fd} within ${failure.timeoutMillis} ms`
     )
     const left = this.failures.some((failure) => failure.step === "unlink" && "cause" in failure)
-      ? " The file is left: the next start in that directory sweeps it."
+      ? " The file is left: the next start in that directory sweeps it, or remove it by hand."
       : ""
     const hangs = this.failures.some((failure) => "timeoutMillis" in failure)
       ? " The disk hangs: the descriptor is left to the process, and is closed should the disk answer; until then the process cannot end."
