@@ -269,8 +269,8 @@ const perform = (used: Used, step: BlockStep): Effect.Effect<void, unknown> =>
         return
       case "remove": {
         const began = world.tick()
-        yield* store.remove(hashes)
-        versions.remove(step.hashes, began, world.tick())
+        // None where the store has ended: what it has kept by then stays.
+        if ((yield* store.remove(hashes)) > 0) versions.remove(step.hashes, began, world.tick())
         return
       }
       case "reset": {
