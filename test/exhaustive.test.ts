@@ -97,18 +97,32 @@ const creation = (run: History): number => {
 }
 
 /**
- * The calls of a run at which something is tried: those of the creation with one policy alone. How space is got where `fallocate` says no is of no consequence before it is asked
- * for, nor once it was given: of two policies that differ in that alone and make the same calls, one is tried at each of them, the
- * other at `fallocate`.
+ * The calls of a run at which something is tried: those of the creation with one policy alone, and of two policies that differ in one
+ * option, and otherwise make the same calls, those of the second that the option can matter at:
+ *
+ * - how space is got where `fallocate` says no is of no consequence before that is asked for, nor once it was given;
+ * - whether O_DIRECT is required or preferred, at the calls that ask for it;
+ * - an early unlink, from there on.
  */
 const tried = (profile: SimulatedSyscalls.Profile, policy: Policy, baseline: History) =>
   Effect.gen(function*() {
     const calls = policy === policies[0] ? baseline.journal : baseline.journal.slice(creation(baseline))
-    if (policy.fallback !== "zero-fill") return calls
-    const other = yield* history({ profile }, { ...base, ...policy, fallback: "truncate" })
-    if (made(other).join() !== made(baseline).join()) return calls
-    assert.strictEqual(baseline.exit._tag, other.exit._tag)
-    return calls.filter(({ syscall }) => syscall === "fallocate")
+    const like = (other: Policy) => history({ profile }, { ...base, ...other })
+    const alike = (other: History) => {
+      if (made(other).join() !== made(baseline).join()) return false
+      assert.strictEqual(baseline.exit._tag, other.exit._tag)
+      return true
+    }
+    if (policy.fallback === "zero-fill" && alike(yield* like({ ...policy, fallback: "truncate" }))) {
+      return calls.filter(({ syscall }) => syscall === "fallocate")
+    }
+    if (policy.directIo === "preferred" && alike(yield* like({ ...policy, directIo: "required" }))) {
+      return calls.filter(({ syscall }) => syscall === "fcntlSetFlags" || syscall === "fcntlGetFlags" || syscall === "open")
+    }
+    if (policy.earlyUnlink !== true) return calls
+    const late = made(yield* like({ ...policy, earlyUnlink: false }))
+    const differs = made(baseline).findIndex((syscall, index) => syscall !== late[index])
+    return calls.filter(({ call }) => call > differs)
   })
 
 /** Lets timers and the test runner have the thread. */

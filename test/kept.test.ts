@@ -246,6 +246,10 @@ describe("the calls", () => {
         "close",
         // Before it has a name that is swept.
         ...lock,
+        // It is still that which has this name.
+        "open",
+        "statx",
+        "close",
         "rename",
         "close",
         "open",

@@ -333,6 +333,45 @@ describe("what is kept", () => {
       )
       yield* nothingLeft
     }).pipe(on()))
+
+  /** The second lock of its process waits until `first` is over: that of the file at the path, after it was opened. */
+  const after = (first: Effect.Effect<unknown>) =>
+    Effect.map(Syscalls, (syscalls): Syscalls => {
+      let locks = 0
+      return {
+        ...syscalls,
+        fcntlSetLock: (fd) =>
+          Effect.zipRight(Effect.suspend(() => ++locks === 2 ? first : Effect.void), syscalls.fcntlSetLock(fd))
+      }
+    })
+  const mark = (number: number) => Uint8Array.of(number)
+  const markAt = (path: string) =>
+    Effect.scoped(Effect.map(DiskStorage.make({ size, keepAt: path }), ({ keptAt }) => keptAt?.mark?.[0]))
+
+  it.effect("is not taken up, and nobody else's, where another process replaces it as it is about to be locked", () =>
+    Effect.gen(function*() {
+      const keepAt = "/tmp/kept"
+      const kernel = yield* SimulatedKernel
+      const other = yield* storageIn(yield* kernel.process(), { keepAt })
+      yield* Effect.scoped(Effect.flatMap(DiskStorage.make({ size, keepAt }), (storage) => storage.keepAs(mark(1))))
+      const syscalls = yield* after(Effect.orDie(other.keepAs(mark(2))))
+      const storage = yield* storageIn({ syscalls }, { keepAt, sweep: false })
+      assert.strictEqual(storage.keptAt?.takenUp, false)
+      assert.strictEqual(yield* markAt(keepAt), 2)
+    }).pipe(Effect.scoped, on()))
+
+  it.effect("replaces nothing that came as it was about to be locked", () =>
+    Effect.gen(function*() {
+      const keepAt = "/tmp/kept"
+      const kernel = yield* SimulatedKernel
+      const other = yield* storageIn(yield* kernel.process(), { keepAt })
+      const syscalls = yield* after(Effect.orDie(other.keepAs(mark(2))))
+      const storage = yield* storageIn({ syscalls }, { keepAt, sweep: false })
+      yield* Effect.scoped(Effect.flatMap(DiskStorage.make({ size, keepAt }), (storage) => storage.keepAs(mark(1))))
+      const failure = yield* Effect.flip(storage.keepAs(mark(3)))
+      assert.deepInclude(failure, { _tag: "KeepFailed", reason: "in the way" })
+      assert.strictEqual(yield* markAt(keepAt), 2)
+    }).pipe(Effect.scoped, on()))
 })
 
 for (const kind of ["ext4", "ext2", "xfs", "btrfs", "tmpfs", "overlay"] as const) {

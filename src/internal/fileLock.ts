@@ -20,6 +20,16 @@ const isHeld = ({ errno }: SyscallError) => errno === errnos.EAGAIN || errno ===
 export const isSameFile = (one: Statx, other: Statx): boolean =>
   one.inode === other.inode && one.deviceMajor === other.deviceMajor && one.deviceMinor === other.deviceMinor
 
+/** Of what has a name, without opening it: to open can make a copy of it (overlay), wait (FIFO), or do something (devices). */
+export const look = (syscalls: Syscalls, path: string): Effect.Effect<Statx | undefined, SyscallError> => {
+  const { O_CLOEXEC, O_NOFOLLOW, O_PATH } = syscalls.flags
+  return Effect.acquireUseRelease(
+    syscalls.open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC),
+    syscalls.statx,
+    (fd) => Effect.ignore(syscalls.close(fd))
+  ).pipe(Effect.catchIf(({ errno }) => errno === errnos.ENOENT, () => Effect.succeed(undefined)))
+}
+
 /**
  * Opens what has that name and locks it, without waiting. The descriptor is the caller's to close. Who locks by name and then finds that
  * the file still has a link knows that the name is its: nobody removes it who has not got the lock.

@@ -258,6 +258,13 @@ const giveBack = (syscalls: Syscalls, file: TemporaryFile, path: string): Effect
 export const givenBack = (syscalls: Syscalls, file: TemporaryFile): Effect.Effect<boolean> =>
   file.takenFrom === undefined ? Effect.succeed(false) : giveBack(syscalls, file, file.takenFrom)
 
+/** Another one may have been put there between the opening of this one and its lock. With the lock, and there, it stays there. */
+const isStillAt = (syscalls: Syscalls, path: string, locked: Statx): Effect.Effect<boolean> =>
+  fileLock.look(syscalls, path).pipe(
+    Effect.map((statx) => statx !== undefined && fileLock.isSameFile(statx, locked)),
+    Effect.orElseSucceed(() => false)
+  )
+
 const notTakenUp = (file: TemporaryFile, path: string, why: string) =>
   Effect.annotateLogs(
     Effect.logWarning(`${path} is not taken up, and this storage is new: ${why}`),
@@ -288,6 +295,11 @@ const claim = (
     if (lock?.right._tag === "Gone") return undefined
     const held = lock?.right._tag === "Locked" ? lock.right : undefined
     const release = held === undefined ? Effect.void : Effect.ignore(syscalls.close(held.fd))
+    if (held !== undefined && !(yield* isStillAt(syscalls, path, held.statx))) {
+      yield* release
+      yield* notTakenUp(file, path, "another process has replaced it just now")
+      return undefined
+    }
     const renamed = yield* syscalls.rename(path, file.path).pipe(
       Effect.as(true),
       Effect.catchIf(is("ENOENT"), () => Effect.succeed(false)),
@@ -437,14 +449,20 @@ export const keep = (
     const replaced = file.lock === undefined
       ? undefined
       : yield* Effect.mapError(fileLock.lock(syscalls, path), failed("look"))
-    if (replaced?._tag === "Held") {
-      const found = "another process has it locked"
+    const release = replaced?._tag === "Locked" ? Effect.ignore(syscalls.close(replaced.fd)) : Effect.void
+    const found = replaced?._tag === "Held"
+      ? "another process has it locked"
+      : replaced?._tag === "Locked" && !(yield* isStillAt(syscalls, path, replaced.statx))
+      ? "another process has replaced it just now"
+      : undefined
+    if (found !== undefined) {
+      yield* release
       return yield* new KeepFailed({ path: file.path, keepAt: path, reason: "in the way", found })
     }
     yield* Effect.mapError(writeLabel(syscalls, fd, place, label), failed("label")).pipe(
       Effect.zipRight(Effect.mapError(syscalls.rename(file.path, path), failed("rename"))),
       Effect.onError(() => Effect.ignore(writeLabel(syscalls, fd, place, erased))),
-      Effect.ensuring(replaced?._tag === "Locked" ? Effect.ignore(syscalls.close(replaced.fd)) : Effect.void)
+      Effect.ensuring(release)
     )
     file.linked = false
     file.kept = true

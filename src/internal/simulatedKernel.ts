@@ -194,6 +194,9 @@ interface Process {
   killed: boolean
 }
 
+/** Without the timer of `Effect.never`, which keeps Node alive. */
+const unanswered: Effect.Effect<never> = Effect.async(() => {})
+
 const isFile = (inode: Inode): inode is File => (inode.mode & S_IFMT) === S_IFREG
 const isDirectory = (inode: Inode) => (inode.mode & S_IFMT) === S_IFDIR
 
@@ -510,7 +513,7 @@ export const make = (
       run: (most: number) => Answer
     ): Effect.Effect<number> =>
       Effect.suspend(() => {
-        if (process.killed) return Effect.never
+        if (process.killed) return unanswered
         const call = ++calls
         const nth = (counts.get(syscall) ?? 0) + 1
         counts.set(syscall, nth)
@@ -526,7 +529,7 @@ export const make = (
           else late = outcome.duration
         }
         const answer = Effect.suspend(() => {
-          if (process.killed) return Effect.never
+          if (process.killed) return unanswered
           // Linux frees the descriptor of a close that fails; ENOENT from unlink means that the name is gone.
           const happens = failure === undefined || syscall === "close" || (syscall === "unlink" && failure === "ENOENT")
           const answered = happens ? run(most) : 0

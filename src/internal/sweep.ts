@@ -4,7 +4,7 @@ import type { SweepFinding, SweepOptions, SweepReport } from "../DiskStorage.js"
 import { SweepFailed } from "../DiskStorageError.js"
 import { errnos, S_IFMT, S_IFREG, Syscalls } from "../Syscalls.js"
 import type { Statx, SyscallError, Syscalls as Kernel } from "../Syscalls.js"
-import { isSameFile, lock } from "./fileLock.js"
+import { isSameFile, lock, look } from "./fileLock.js"
 import { filesystemName, locksAreTrusted } from "./filesystems.js"
 import { namePrefix } from "./options.js"
 
@@ -18,16 +18,6 @@ type Outcome = Pick<SweepFinding, "outcome" | "reason">
 
 const left = (reason: string): Outcome => ({ outcome: "left", reason })
 const gone: Outcome = { outcome: "gone", reason: "somebody else removed it meanwhile" }
-
-/** Of what has a name, without opening it: to open can make a copy of it (overlay), wait (FIFO), or do something (devices). */
-const look = (syscalls: Kernel, path: string): Effect.Effect<Statx | undefined, SyscallError> => {
-  const { O_CLOEXEC, O_NOFOLLOW, O_PATH } = syscalls.flags
-  return Effect.acquireUseRelease(
-    syscalls.open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC),
-    syscalls.statx,
-    (fd) => Effect.ignore(syscalls.close(fd))
-  ).pipe(Effect.catchIf(({ errno }) => errno === errnos.ENOENT, () => Effect.succeed(undefined)))
-}
 
 /** With the lock: the name is still that of this file, and stays so, since nobody else may remove it. */
 const remove = (syscalls: Kernel, path: string, fd: number, locked: Statx, dryRun: boolean) =>

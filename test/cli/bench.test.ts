@@ -13,9 +13,10 @@ import { join } from "node:path"
 import { fileURLToPath } from "node:url"
 import { bench as command } from "../../src/cli/bench/command.js"
 import { ReportJson } from "../../src/cli/bench/report.js"
+import { program } from "../support/programs.js"
 
 const root = fileURLToPath(new URL("../..", import.meta.url))
-const main = join(root, "src/cli/main.ts")
+const main = new URL("../../src/cli/main.ts", import.meta.url)
 
 const testTimeout = 120_000
 
@@ -29,7 +30,7 @@ const start = (args: ReadonlyArray<string>) =>
   Effect.map(
     Effect.acquireRelease(
       Effect.sync(() => {
-        const child = spawn(process.execPath, ["--import", "tsx", main, "bench", ...args], { cwd: root, stdio: "pipe" })
+        const child = spawn(process.execPath, [program(main), "bench", ...args], { cwd: root, stdio: "pipe" })
         const said = { out: "", complaint: "" }
         child.stdout.on("data", (chunk) => said.out += String(chunk))
         child.stderr.on("data", (chunk) => said.complaint += String(chunk))

@@ -12,9 +12,10 @@ import { stripVTControlCharacters } from "node:util"
 import type { TextOptions } from "../../src/cli/doctor/text.js"
 import { text } from "../../src/cli/doctor/text.js"
 import * as DirectIo from "../../src/DirectIo.js"
+import { program } from "../support/programs.js"
 
 const root = fileURLToPath(new URL("../..", import.meta.url))
-const main = join(root, "src/cli/main.ts")
+const main = new URL("../../src/cli/main.ts", import.meta.url)
 
 const escape = "\u001B"
 
@@ -285,7 +286,7 @@ const scratch = Effect.acquireRelease(
 const command = (args: ReadonlyArray<string>, heard: (child: ChildProcess, complaint: string) => void = () => {}) =>
   Effect.scoped(Effect.flatMap(
     Effect.acquireRelease(
-      Effect.sync(() => spawn(process.execPath, ["--import", "tsx", main, ...args], { cwd: root, stdio: "pipe" })),
+      Effect.sync(() => spawn(process.execPath, [program(main), ...args], { cwd: root, stdio: "pipe" })),
       (child) => Effect.sync(() => child.kill("SIGKILL"))
     ),
     (child) =>

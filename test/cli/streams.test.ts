@@ -7,6 +7,7 @@ import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
 import { printable, printableButColours, printableLines } from "../../src/cli/layout.js"
+import { program } from "../support/programs.js"
 
 const root = fileURLToPath(new URL("../..", import.meta.url))
 
@@ -46,8 +47,8 @@ const run = (
       })
   ))
 
-const main = ["--import", "tsx", "src/cli/main.ts"]
-const hangup = ["--import", "tsx", "test/cli/children/hangup.ts"]
+const main = [program(new URL("../../src/cli/main.ts", import.meta.url))]
+const hangup = [program(new URL("children/hangup.ts", import.meta.url))]
 
 /** Node with `args` in a line of bash, as `"$@"`. */
 const inBash = (line: string, ...args: ReadonlyArray<string>) =>

@@ -6,10 +6,10 @@ import { execFile } from "node:child_process"
 import { existsSync, mkdtempSync, readdirSync, rmSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
-import { fileURLToPath } from "node:url"
 import { text } from "../../src/cli/sweep/command.js"
 import * as DiskStorage from "../../src/DiskStorage.js"
 import * as Linux from "../../src/Linux.js"
+import { program } from "../support/programs.js"
 
 const escape = "\u001B"
 
@@ -18,14 +18,14 @@ const scratch = Effect.acquireRelease(
   (directory) => Effect.sync(() => rmSync(directory, { recursive: true, force: true }))
 )
 
-const main = fileURLToPath(new URL("../../src/cli/main.ts", import.meta.url))
+const main = new URL("../../src/cli/main.ts", import.meta.url)
 
 const run = (directory: string, ...args: ReadonlyArray<string>) =>
   Effect.async<{ readonly code: number; readonly out: string; readonly complaint: string }>((resume) => {
     const env = { ...process.env, DYN_KVBM_DISK_CACHE_DIR: directory }
     execFile(
       process.execPath,
-      ["--import", "tsx", main, "sweep", ...args],
+      [program(main), "sweep", ...args],
       { env },
       (error, out, complaint) =>
         resume(Effect.succeed({ code: typeof error?.code === "number" ? error.code : 0, out, complaint }))

@@ -115,10 +115,10 @@ const run = (kind: Case, round: Round) =>
   }))
 
 const cases: ReadonlyArray<readonly [string, Case]> = [
-  ["SIGINT to the group, as a terminal sends it", { signal: "SIGINT", to: "group", presses: 1, rounds: 10 }],
-  ["SIGINT to npm alone", { signal: "SIGINT", to: "leader", presses: 1, rounds: 10 }],
-  ["SIGTERM to npm alone", { signal: "SIGTERM", to: "leader", presses: 1, rounds: 10 }],
-  ["SIGINT to the group, twice within a second", { signal: "SIGINT", to: "group", presses: 2, rounds: 10 }]
+  ["SIGINT to the group, as a terminal sends it", { signal: "SIGINT", to: "group", presses: 1, rounds: 5 }],
+  ["SIGINT to npm alone", { signal: "SIGINT", to: "leader", presses: 1, rounds: 5 }],
+  ["SIGTERM to npm alone", { signal: "SIGTERM", to: "leader", presses: 1, rounds: 5 }],
+  ["SIGINT to the group, twice within a second", { signal: "SIGINT", to: "group", presses: 2, rounds: 5 }]
 ]
 
 describe("npm start", () => {

@@ -1,13 +1,10 @@
 /** Runs one plan from its beginning to its end, on a loop of its own, and checks what must hold of it. */
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
-import type * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as LogLevel from "effect/LogLevel"
-import type * as Option from "effect/Option"
 import * as RandomService from "effect/Random"
-import * as Supervisor from "effect/Supervisor"
 import { createHash } from "node:crypto"
 import { ReleaseFailed } from "../../src/DiskStorageError.js"
 import * as IoEngine from "../../src/IoEngine.js"
@@ -17,7 +14,9 @@ import * as fileTree from "../doctor/fileTree.js"
 import * as blocks from "./blocks.js"
 import * as doctor from "./doctor.js"
 import type { Invariant } from "./invariants.js"
+import { Living } from "./living.js"
 import * as loop from "./loop.js"
+import * as neighbours from "./neighbours.js"
 import type { Pair, Plan } from "./plan.js"
 import * as storages from "./storages.js"
 import type { Violation } from "./world.js"
@@ -32,28 +31,6 @@ export interface Outcome {
   readonly digest: string
   /** The last of what happened, in words. */
   readonly history: ReadonlyArray<string>
-}
-
-/** Fibres that have begun and not ended. */
-class Living extends Supervisor.AbstractSupervisor<void> {
-  readonly fibers = new Set<Fiber.RuntimeFiber<unknown, unknown>>()
-
-  override get value(): Effect.Effect<void> {
-    return Effect.void
-  }
-
-  override onStart<A, E, R>(
-    _context: unknown,
-    _effect: Effect.Effect<A, E, R>,
-    _parent: Option.Option<Fiber.RuntimeFiber<unknown, unknown>>,
-    fiber: Fiber.RuntimeFiber<A, E>
-  ): void {
-    this.fibers.add(fiber)
-  }
-
-  override onEnd<A, E>(_value: Exit.Exit<A, E>, fiber: Fiber.RuntimeFiber<A, E>): void {
-    this.fibers.delete(fiber)
-  }
 }
 
 const engine = (
@@ -72,6 +49,8 @@ const workload = (world: World, { workload }: Plan) =>
     ? storages.run(world, workload)
     : workload._tag === "Blocks"
     ? blocks.run(world, workload)
+    : workload._tag === "Neighbours"
+    ? neighbours.run(world, workload)
     : doctor.run(world, workload)
 
 /** What nobody caught, from wherever it came. */
@@ -87,9 +66,9 @@ const listeners = () => process.listenerCount("exit")
 const lines = 60
 
 const written = (world: World): ReadonlyArray<string> => {
-  const calls = world.journal.map(({ call, fd, length, offset, path, result, syscall, to }) => ({
+  const calls = world.journal.map(({ call, fd, length, offset, path, process, result, syscall, to }) => ({
     at: call,
-    text: `${String(call).padStart(5)}  ${syscall} ${path ?? ""}${to === undefined ? "" : ` → ${to}`}${
+    text: `${String(call).padStart(5)}  ${process === undefined ? "" : `[${process}] `}${syscall} ${path ?? ""}${to === undefined ? "" : ` → ${to}`}${
       fd === undefined ? "" : `fd ${fd}`
     }${offset === undefined ? "" : ` at ${offset}`}${length === undefined ? "" : ` of ${length}`} = ${result}`
   }))
@@ -102,13 +81,14 @@ const written = (world: World): ReadonlyArray<string> => {
 
 /** Every descriptor is open when it is used. */
 const descriptors = (world: World) => {
-  const open = new Set<number>()
-  for (const { fd, result, syscall } of world.journal) {
-    if ((syscall === "open" || syscall === "mkostemp") && typeof result === "number") open.add(result)
+  const open = new Set<string>()
+  for (const { fd, process = 0, result, syscall } of world.journal) {
+    const of = (fd: number) => `${fd} of process ${process}`
+    if ((syscall === "open" || syscall === "mkostemp") && typeof result === "number") open.add(of(result))
     if (fd === undefined) continue
-    world.holds("closed descriptors", open.has(fd), () => `${syscall} of fd ${fd}, which is not open`)
+    world.holds("closed descriptors", open.has(of(fd)), () => `${syscall} of fd ${of(fd)}, which is not open`)
     // It is gone even where close fails.
-    if (syscall === "close") open.delete(fd)
+    if (syscall === "close") open.delete(of(fd))
   }
 }
 
@@ -190,7 +170,8 @@ export const run = (plan: Plan, checks: Map<Invariant, number>): Outcome => {
   const ended: Exit.Exit<void> | undefined = exit
   if (last.holds("progress", stopped === "ended", () => stopped === "idle" ? "it hangs" : "it goes round for ever")) {
     if (ended !== undefined && Exit.isFailure(ended)) last.outcome(ended, "the history")
-    last.holds("fibres", living.fibers.size === 0, () => `${living.fibers.size} fibres are left`)
+    const left = [...living.fibers].filter((fiber) => !last.dead.some(({ fibers }) => fibers.has(fiber)))
+    last.holds("fibres", left.length === 0, () => `${left.length} fibres are left`)
     last.holds("registrations", last.registered === 0, () => `${last.registered} registrations are left`)
     last.holds("listeners", listeners() === before, () => `${listeners() - before} exit listeners are left`)
     last.checkMemory()

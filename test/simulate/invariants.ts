@@ -2,6 +2,8 @@
 export const invariants = {
   descriptors: "no descriptor is left open",
   files: "no file and no byte is left, but what is kept and what could not be unlinked",
+  "live files": "the file of an owner who lives is its alone, and nobody else removes it",
+  abandoned: "what a killed process has left is gone after the next start in its directory",
   mappings: "no mapping is left",
   registrations: "every registration is released",
   fibres: "no fibre is left running",

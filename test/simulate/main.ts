@@ -4,7 +4,8 @@
  * A seed gives a plan (`plan.ts`): a kernel and an engine of `SimulatedSyscalls`, their faults, the work of several fibres, and when who
  * is interrupted. `history.ts` runs it on an event loop whose timers, immediates and clocks are simulated (`loop.ts`), so that nothing
  * outside decides what comes first, a history that hangs is known at once, and a seed gives the same history each time. What is checked
- * is listed in `invariants.ts`. `contents.ts` says what a read may give; `storages.ts`, `blocks.ts` and `doctor.ts` do the work.
+ * is listed in `invariants.ts`. `contents.ts` says what a read may give; `storages.ts`, `blocks.ts`, `doctor.ts` and,
+ * with several processes that are killed, `neighbours.ts` do the work.
  *
  * The histories run in a process of their own, from one bundle of `src` and this folder. `--mutants` plants a bug in that bundle, one
  * after the other (`mutants.ts`), and looks how many seeds it takes until its invariant is violated. A plan that has ever failed is kept,

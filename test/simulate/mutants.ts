@@ -27,6 +27,27 @@ export const mutants: ReadonlyArray<Mutant> = [
     to: "Effect.interruptible(temporaryFile.create(syscalls, directory)),"
   },
   {
+    invariant: "live files",
+    what: "a file that its owner has locked counts as abandoned",
+    file: "internal/fileLock.ts",
+    from: "Effect.catchIf(isHeld, () => Effect.succeed(true))",
+    to: "Effect.catchIf(isHeld, () => Effect.succeed(false))"
+  },
+  {
+    invariant: "live files",
+    what: "who was swept away before it had the lock goes on without a name",
+    file: "internal/temporaryFile.ts",
+    from: "return lock.statx.links > 0 && fileLock.isSameFile(lock.statx, statx)",
+    to: "return fileLock.isSameFile(statx, statx)"
+  },
+  {
+    invariant: "abandoned",
+    what: "the first storage in a directory does not sweep it",
+    file: "internal/diskStorage.ts",
+    from: "if (options.sweep) yield* sweepOnce(syscalls, directory)",
+    to: ""
+  },
+  {
     invariant: "mappings",
     what: "a mapping that was made to be asked about is not unmapped",
     file: "internal/observe.ts",

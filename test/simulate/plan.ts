@@ -102,6 +102,27 @@ export interface StoreLife {
   readonly interruption?: Interruption | undefined
 }
 
+/** One storage of a process among others. */
+export interface Tenancy {
+  readonly pages: number
+  readonly openStrategy: "default" | "open-direct"
+  readonly place: "temporary" | "nameless" | "kept"
+  /** Whether its making may begin with a sweep. */
+  readonly sweep: boolean
+  /** How long it is had, and whether the directory is swept after that. */
+  readonly millis: number
+  readonly sweeps: boolean
+  readonly keepAtEnd: boolean
+}
+
+export interface Neighbour {
+  readonly startAfter: number
+  readonly storages: ReadonlyArray<Tenancy>
+  readonly together: number
+  /** SIGKILL. */
+  readonly killed?: Interruption | undefined
+}
+
 export type Workload =
   | {
     readonly _tag: "Storages"
@@ -110,6 +131,7 @@ export type Workload =
     readonly budget?: number | undefined
   }
   | { readonly _tag: "Blocks"; readonly lives: ReadonlyArray<StoreLife>; readonly kept: boolean }
+  | { readonly _tag: "Neighbours"; readonly processes: ReadonlyArray<Neighbour> }
   | { readonly _tag: "Doctor"; readonly interruption?: Interruption | undefined }
 
 export interface Plan {
@@ -185,6 +207,39 @@ const wishes: { readonly [name in SyscallName]?: Wish } = {
   munmap: proof,
   ficlone: { workload: "Doctor", profile: ["ext4", "btrfs"] },
   dlopen: { workload: "Doctor", profile: ["ext4", "btrfs"] }
+}
+
+/** Of histories whose kind is free, so many are of several processes. */
+const neighbours = 0.15
+/** The first calls of these, of which some take their time. */
+const lateCalls = 300
+
+const drawNeighbours = (random: Random): Extract<Workload, { readonly _tag: "Neighbours" }> => {
+  // What was kept is taken up where it has the size that is asked for.
+  const pages = random.between(1, 3)
+  const keeps = random.fraction()
+  const tenancy = (): Tenancy => ({
+    pages: random.chance(0.9) ? pages : random.between(1, 3),
+    openStrategy: random.chance(0.25) ? "open-direct" : "default",
+    place: random.chance(keeps) ? "kept" : random.pick("temporary", "temporary", "nameless"),
+    sweep: random.chance(0.8),
+    millis: random.below(20) / 10,
+    sweeps: random.chance(0.5),
+    keepAtEnd: random.chance(0.8)
+  })
+  return {
+    _tag: "Neighbours",
+    processes: random.some(random.between(2, 5), () => ({
+      startAfter: random.below(20) / 10,
+      storages: random.some(random.between(1, 3), tenancy),
+      together: random.pick(1, 1, 2),
+      killed: random.chance(0.35)
+        ? undefined
+        : random.chance(0.6)
+        ? { _tag: "Call", call: random.between(1, 160), when: random.pick<When>("before", "during", "after") }
+        : { _tag: "Time", millis: random.below(80) / 10 }
+    }))
+  }
 }
 
 /** Of one history in so many the number of pairs is drawn. */
@@ -308,7 +363,10 @@ export const draw = (seed: number): Plan => {
   const linked = wish.linked ?? random.chance(0.1)
   const byCalls = wish.byCalls ?? random.chance(0.4)
   const never = random.chance(0.15) ? 0.1 : 0
-  return {
+  // With numbers of their own, so that the other histories stay what they are.
+  const apart = new Random(~seed)
+  const among = wish.workload === undefined && apart.chance(neighbours)
+  const plan: Plan = {
     seed,
     profile: wish.profile === undefined ? random.of(profiles) : random.of(wish.profile),
     capacity: random.chance(0.1) ? random.between(1, 24) * pageBytes : 1024 ** 3,
@@ -335,6 +393,11 @@ export const draw = (seed: number): Plan => {
     ...(linked ? { directories: ["/tmp", link.target], links: [link] } : {}),
     workload: workload()
   }
+  if (!among) return plan
+  // Calls take time, so that those of one process come between those of another.
+  const late = apart.some(lateCalls, (index): ReadonlyArray<Fault> =>
+    apart.chance(0.3) ? [{ nth: index + 1, outcome: { _tag: "Late", duration: apart.below(10) / 20 } }] : [])
+  return { ...plan, device: undefined, workload: drawNeighbours(apart), faults: [...plan.faults, ...late.flat()] }
 }
 
 /** Whether something may fail at all. A call that is interrupted by a signal is made again, unless it is a close. */

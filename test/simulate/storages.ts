@@ -17,13 +17,9 @@ import type { Write } from "./contents.js"
 import { cellBytes, Contents } from "./contents.js"
 import { disturbed } from "./disturb.js"
 import type { Life, Step, Workload } from "./plan.js"
-import { link, mayFail, pageBytes } from "./plan.js"
+import { mayFail, pageBytes } from "./plan.js"
 import type { World } from "./world.js"
-import { canonical, Refused } from "./world.js"
-
-/** A missing directory two levels deep. */
-const directoryOf = ({ plan }: World) => plan.links === undefined ? "/tmp/cache/tier" : `${link.path}/tier`
-const keptPathOf = (world: World) => `${directoryOf(world)}/kept`
+import { canonical, directoryOf, keptPathOf, Refused } from "./world.js"
 
 /** What one was kept as, by the number in its mark. */
 interface Keep {

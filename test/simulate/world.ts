@@ -5,6 +5,7 @@ import * as Exit from "effect/Exit"
 import { isDiskStorageError } from "../../src/DiskStorageError.js"
 import type { JournalEntry, Leaks, SimulatedKernel } from "../../src/SimulatedSyscalls.js"
 import type { Invariant } from "./invariants.js"
+import type { Living } from "./living.js"
 import { millis } from "./loop.js"
 import type { Plan } from "./plan.js"
 import { link } from "./plan.js"
@@ -32,6 +33,10 @@ const canary = 0xa5
 export const canonical = (path: string): string =>
   path.startsWith(`${link.path}/`) ? `${link.target}${path.slice(link.path.length)}` : path
 
+/** A missing directory two levels deep. */
+export const directoryOf = ({ plan }: World): string => plan.links === undefined ? "/tmp/cache/tier" : `${link.path}/tier`
+export const keptPathOf = (world: World): string => `${directoryOf(world)}/kept`
+
 export class World {
   readonly plan: Plan
   readonly kernel: SimulatedKernel
@@ -45,6 +50,8 @@ export class World {
   private readonly idle: Array<{ readonly bytes: Uint8Array; readonly what: string }> = []
   /** Paths at which something may be left. */
   readonly keptAt = new Set<string>()
+  /** The fibres of processes that were killed: they stay where they were. */
+  readonly dead: Array<Living> = []
   registered = 0
 
   constructor(

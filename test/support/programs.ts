@@ -4,7 +4,7 @@
  */
 import { afterAll } from "@effect/vitest"
 import { buildSync } from "esbuild"
-import { mkdtempSync, rmSync } from "node:fs"
+import { chmodSync, mkdtempSync, rmSync } from "node:fs"
 import { basename, join } from "node:path"
 import { fileURLToPath } from "node:url"
 
@@ -23,7 +23,11 @@ export const program = (source: URL): string => {
   const known = compiled.get(path)
   if (known !== undefined) return known
   // Here, the native module is found.
-  directory ??= mkdtempSync(join(modules, ".programs-"))
+  if (directory === undefined) {
+    directory = mkdtempSync(join(modules, ".programs-"))
+    // For processes that become another user.
+    chmodSync(directory, 0o755)
+  }
   const outfile = join(directory, `${basename(path, ".ts")}.mjs`)
   buildSync({
     entryPoints: [path],
