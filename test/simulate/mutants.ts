@@ -34,13 +34,6 @@ export const mutants: ReadonlyArray<Mutant> = [
     to: "Effect.catchIf(isHeld, () => Effect.succeed(false))"
   },
   {
-    invariant: "live files",
-    what: "who was swept away before it had the lock goes on without a name",
-    file: "internal/temporaryFile.ts",
-    from: "return lock.statx.links > 0 && fileLock.isSameFile(lock.statx, statx)",
-    to: "return fileLock.isSameFile(statx, statx)"
-  },
-  {
     invariant: "abandoned",
     what: "the first storage in a directory does not sweep it",
     file: "internal/diskStorage.ts",

@@ -2,14 +2,15 @@
 import * as Effect from "effect/Effect"
 import koffi from "koffi"
 import { readdirSync, readFileSync } from "node:fs"
-import { setFlagsFromString } from "node:v8"
-import { runInNewContext } from "node:vm"
+import { Session } from "node:inspector"
 import { median } from "../../src/cli/bench/units.js"
 import { turn } from "./world.js"
 
-setFlagsFromString("--expose-gc")
-const collect: unknown = runInNewContext("gc")
-setFlagsFromString("--no-expose-gc")
+const inspector = new Session()
+inspector.connect()
+
+/** Everything, and what the heap keeps for later is given back too, which `gc()` does not do. */
+const collect = Effect.async<void>((resume) => inspector.post("HeapProfiler.collectGarbage", () => resume(Effect.void)))
 
 /** Gives back what malloc holds free, in the arenas of all threads; glibc alone has it. */
 const trim = (() => {
@@ -46,7 +47,7 @@ const listeners = () => process.eventNames().reduce((sum, name) => sum + process
 export const sample = (since: number): Effect.Effect<Sample> =>
   Effect.gen(function*() {
     for (let times = 0; times < 2; times++) {
-      if (typeof collect === "function") collect()
+      yield* collect
       yield* turn
       yield* turn
     }
