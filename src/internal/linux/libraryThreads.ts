@@ -111,7 +111,7 @@ const ask = (thread: Thread, name: string, args: ReadonlyArray<Value>, holds: un
     }
     thread.holds = holds
     thread.worker.ref()
-    thread.worker.postMessage({ name, args })
+    thread.worker.postMessage({ name, args }, [])
   }))
 
 /** What a library that cannot be loaded, or lacks a function, is told by. */
