@@ -53,6 +53,8 @@ class Used {
   /** It may be kept again, which is nothing. */
   kept = false
   readonly registered: Array<number> = []
+  /** Those that are being taken back one by one, in any order. */
+  deregistering = 0
 
   constructor(shared: Shared, storage: DiskStorage.DiskStorage, contents: Contents, fd: number, life: Life) {
     this.world = shared.world
@@ -258,7 +260,7 @@ const register = (used: Used, step: Step, unlinks: boolean) =>
         Effect.sync(() => {
           world.registered -= 1
           const newest = Math.max(...used.registered)
-          if (used.closing && !fails) {
+          if (used.closing && !fails && used.deregistering === 0) {
             world.holds("release order", newest === order, () => `registration ${order} went before ${newest}`)
           }
           world.holds(
@@ -409,7 +411,11 @@ const perform = (used: Used, step: Step): Effect.Effect<unknown, unknown> =>
       case "registerThenUnlink":
         return register(used, step, true)
       case "deregister":
-        return judged(storage.deregister(tagOf(step.number)))
+        used.deregistering += 1
+        return Effect.ensuring(
+          judged(storage.deregister(tagOf(step.number))),
+          Effect.sync(() => void (used.deregistering -= 1))
+        )
       case "unlink":
         // What is taken down cannot be kept.
         return used.life.placed ? Effect.void : judged(storage.unlink)

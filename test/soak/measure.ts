@@ -69,6 +69,8 @@ export const sample = (since: number): Effect.Effect<Sample> =>
 const second = 1000
 const minute = 60 * second
 const leastWarmUpMillis = 20 * second
+/** Until then the heap grows by 4 %, all of it compiled code and what belongs to that (two snapshots compared), and RSS with it. */
+const warmUpMillisOfLongRuns = 10 * minute
 /** In a shorter run, memory says nothing: caches, compiled code and the allocator's habits are still growing. */
 export const leastMillisForMemory = 10 * minute
 
@@ -80,7 +82,6 @@ const limits: { readonly [name in What]: { readonly count: number } | { readonly
   listeners: { count: 0 },
   handles: { count: 0 },
   rss: { share: 0.01 },
-  // 4 % of it came in the first ten minutes, all of it compiled code and what belongs to that (two snapshots compared).
   heap: { share: 0.05 },
   external: { share: 0.05 }
 }
@@ -100,12 +101,12 @@ export interface Compared {
 }
 
 /**
- * Medians of the first and the last tenth of what came after the warm-up: a tenth of the run, at least 20 s, and half of a run that is too
- * short for that.
+ * Medians of the first and the last tenth of what came after the warm-up: a third of the run, at most ten minutes, at least 20 s, and half
+ * of a run that is too short for that.
  */
 export const compare = (samples: ReadonlyArray<Sample>): Compared => {
   const total = samples.at(-1)?.millis ?? 0
-  const warmUpMillis = Math.min(Math.max(leastWarmUpMillis, total / 10), total / 2)
+  const warmUpMillis = Math.min(Math.max(leastWarmUpMillis, Math.min(total / 3, warmUpMillisOfLongRuns)), total / 2)
   const after = samples.filter(({ millis }) => millis >= warmUpMillis)
   const tenth = Math.ceil(after.length / 10)
   return {
