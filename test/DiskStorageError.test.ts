@@ -54,6 +54,17 @@ const samples = [
     "the last 16 reads"
   ],
   [Errors.EngineUnavailable, new Errors.EngineUnavailable({ engine: "aio", reason: "no", cause }), "engine aio"],
+  [
+    Errors.CuFileUnavailable,
+    new Errors.CuFileUnavailable({ library: "libcufile.so.0", reason: "no", code: 5001 }),
+    "modprobe nvidia-fs"
+  ],
+  [
+    Errors.CuFileFailed,
+    new Errors.CuFileFailed({ call: "cuFileHandleRegister", code: 5020, name: "CU_FILE_DIO_NOT_SET", path }),
+    "CU_FILE_DIO_NOT_SET (5020), O_DIRECT is not set. Make the storage with directIo"
+  ],
+  [Errors.CuFileReleased, new Errors.CuFileReleased({ what: "handle", path }), `handle of ${path} is deregistered`],
   [Errors.StorageClosed, new Errors.StorageClosed({ path }), path],
   [Errors.StorageUnlinked, new Errors.StorageUnlinked({ path, key: "Nixl" }), "Nixl"],
   [Errors.OutOfBounds, new Errors.OutOfBounds({ offset: 1, length: 2, size: 3 }), "2 bytes at offset 1"],

@@ -108,11 +108,15 @@ static CUfileError_t status(int err) {
 }
 
 /* Records the call and takes what is planned for it. */
-static stub_plan begin(const char *call, const char *note) {
+static stub_plan planned(const char *call, const char *note) {
   pthread_mutex_lock(&lock);
   snprintf(calls[call_count++ % MAX_LOG], sizeof calls[0], "%s%s", call, note);
   pthread_mutex_unlock(&lock);
-  stub_plan plan = stub_enter(call);
+  return stub_enter(call);
+}
+
+static stub_plan begin(const char *call, const char *note) {
+  stub_plan plan = planned(call, note);
   stub_sleep(plan.millis);
   return plan;
 }
@@ -394,8 +398,9 @@ static ssize_t transfer(const char *call, CUfileHandle_t fh, uint64_t base, size
   if (buffer != NULL) buffer->in_flight++;
   size_t length = buffer == NULL ? SIZE_MAX : buffer->length;
   pthread_mutex_unlock(&lock);
-  stub_plan plan = begin(call, "");
-  int held = -1;
+  stub_plan plan = planned(call, "");
+  int held = size > 0 && base_offset >= 0 ? stub_cuda_hold(base, (size_t)base_offset + size, 1) : -1;
+  stub_sleep(plan.millis);
   ssize_t result;
   struct stat st;
   if (opens == 0) result = -DRIVER_NOT_INITIALIZED;
@@ -406,8 +411,7 @@ static ssize_t transfer(const char *call, CUfileHandle_t fh, uint64_t base, size
   else if (no_context()) result = -CUDA_CONTEXT_MISMATCH;
   else if (fstat(handle->fd, &st) != 0 || st.st_dev != handle->dev || st.st_ino != handle->ino) { errno = EBADF; result = -1; }
   else if (stub_cuda_find(base, 1) < 0) result = -CUDA_POINTER_INVALID;
-  else if ((size_t)base_offset + size > length || (held = stub_cuda_hold(base, (size_t)base_offset + size, 1)) < 0)
-    result = -CUDA_POINTER_RANGE_ERROR;
+  else if (held < 0 || (size_t)base_offset + size > length) result = -CUDA_POINTER_RANGE_ERROR;
   else {
     size_t most = shortened(call, size);
     result = most == 0 ? 0 : move(handle->fd, writing, (char *)base + base_offset, most, offset);
