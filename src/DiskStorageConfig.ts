@@ -121,14 +121,6 @@ export const ioEngine: Config.Config<"auto" | "io_uring" | "aio" | "node"> = Con
 )
 
 /**
- * `DISK_STORAGE_TRUST_DIRECTORY`: whether to use the directory whoever else may write to it.
- *
- * @since 0.1.0
- * @category configs
- */
-export const trustDirectory: Config.Config<boolean> = boolean("DISK_STORAGE_TRUST_DIRECTORY")
-
-/**
  * `DISK_STORAGE_CUFILE_LIBRARY`: path or soname of cuFile; `libcufile.so.0` when unset.
  *
  * @since 0.1.0
@@ -138,6 +130,14 @@ export const cuFileLibrary: Config.Config<string> = Config.withDefault(
   variable("DISK_STORAGE_CUFILE_LIBRARY", "the path of a library", Option.some),
   "libcufile.so.0"
 )
+
+/**
+ * `DISK_STORAGE_TRUST_DIRECTORY`: whether to use the directory whoever else may write to it.
+ *
+ * @since 0.1.0
+ * @category configs
+ */
+export const trustDirectory: Config.Config<boolean> = boolean("DISK_STORAGE_TRUST_DIRECTORY")
 
 /**
  * The options of a storage from all of these variables. The size is `DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS` × `blockBytes`

@@ -617,6 +617,84 @@ export class SweepFailed extends Schema.TaggedError<SweepFailed>(id("SweepFailed
 }
 
 /**
+ * cuFile cannot be used here: a library does not load, the driver does not open, or the CUDA context cannot be taken. `code` is that of
+ * cuFile (5001 and above) or of CUDA, where one of them answered.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class CuFileUnavailable extends Schema.TaggedError<CuFileUnavailable>(id("CuFileUnavailable"))(
+  "CuFileUnavailable",
+  { library: Schema.String, reason: Schema.String, code: Schema.optional(Schema.Number) }
+) {
+  override get message(): string {
+    const remedy = this.code === undefined || this.code <= 5000 ? undefined : cuFileErrorOf(this.code).remedy
+    return `cuFile (${this.library}) cannot be used: ${this.reason}. ${
+      remedy ??
+        "Install libcufile and the NVIDIA driver, or name the libraries (DISK_STORAGE_CUFILE_LIBRARY, DISK_STORAGE_CUDA_LIBRARY)"
+    }; without it, data goes through host memory.`
+  }
+}
+
+/**
+ * A call of cuFile failed. `code` is its number (5001 and above) and `name` what that is called; −1 is an error of the filesystem, in `errno`,
+ * and 0 a transfer that moved nothing and reported no error. `cudaCode` is the CUDA driver's, where the code is 5011. Of a transfer:
+ * `bytesDone` of `length` bytes at `offset` were transferred before; the rest is undefined.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class CuFileFailed extends Schema.TaggedError<CuFileFailed>(id("CuFileFailed"))(
+  "CuFileFailed",
+  {
+    call: Schema.String,
+    code: Schema.Number,
+    name: Schema.String,
+    errno: Schema.optional(Schema.Number),
+    cudaCode: Schema.optional(Schema.Number),
+    path: Schema.optional(Schema.String),
+    offset: Schema.optional(Schema.Number),
+    length: Schema.optional(Schema.Number),
+    bytesDone: Schema.optional(Schema.Number)
+  }
+) {
+  override get message(): string {
+    const { bytesDone, call, code, cudaCode, errno, length, name, offset, path } = this
+    const range = length === undefined
+      ? ""
+      : ` of ${length} bytes${offset === undefined ? "" : ` at offset ${offset}`}${
+        bytesDone === undefined || bytesDone === 0 ? "" : ` after ${bytesDone} bytes`
+      }`
+    const where = `${call}${range}${path === undefined ? "" : ` on ${path}`}`
+    if (code === 0) return `${where} transferred nothing and reported no error. Treat the range as lost.`
+    if (code === -1) {
+      return `${where} failed: ${name} (errno ${errno}). Look at the kernel's log, and treat the range as lost.`
+    }
+    const { remedy, what } = cuFileErrorOf(code)
+    const cuda = cudaCode === undefined ? "" : `; CUDA error ${cudaCode}`
+    return `${where} failed: ${name} (${code}), ${what}${cuda}.${remedy === undefined ? "" : ` ${remedy}.`}`
+  }
+}
+
+/**
+ * What was asked of cuFile needs what is released: the `handle` of a storage that was deregistered, or the `driver`, whose layer has ended.
+ * Nothing was called.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class CuFileReleased extends Schema.TaggedError<CuFileReleased>(id("CuFileReleased"))(
+  "CuFileReleased",
+  { what: Schema.Literal("handle", "driver"), path: Schema.optional(Schema.String) }
+) {
+  override get message(): string {
+    return this.what === "handle"
+      ? `The cuFile handle of ${this.path} is deregistered. Register the storage again, and use the handle of that registration.`
+      : "The cuFile driver is closed. Keep the Scope of the CuFile layer open for as long as it is used."
+  }
+}
+
+/**
  * The allocator has handed out its budget. All in bytes.
  *
  * @since 0.1.0
@@ -794,84 +872,6 @@ export class IndexOutOfBounds extends Schema.TaggedError<IndexOutOfBounds>(id("I
 }
 
 /**
- * cuFile cannot be used here: a library does not load, the driver does not open, or the CUDA context cannot be taken. `code` is that of
- * cuFile (5001 and above) or of CUDA, where one of them answered.
- *
- * @since 0.1.0
- * @category errors
- */
-export class CuFileUnavailable extends Schema.TaggedError<CuFileUnavailable>(id("CuFileUnavailable"))(
-  "CuFileUnavailable",
-  { library: Schema.String, reason: Schema.String, code: Schema.optional(Schema.Number) }
-) {
-  override get message(): string {
-    const remedy = this.code === undefined || this.code <= 5000 ? undefined : cuFileErrorOf(this.code).remedy
-    return `cuFile (${this.library}) cannot be used: ${this.reason}. ${
-      remedy ??
-        "Install libcufile and the NVIDIA driver, or name the libraries (DISK_STORAGE_CUFILE_LIBRARY, DISK_STORAGE_CUDA_LIBRARY)"
-    }; without it, data goes through host memory.`
-  }
-}
-
-/**
- * A call of cuFile failed. `code` is its number (5001 and above) and `name` what that is called; −1 is an error of the filesystem, in `errno`,
- * and 0 a transfer that moved nothing and reported no error. `cudaCode` is the CUDA driver's, where the code is 5011. Of a transfer:
- * `bytesDone` of `length` bytes at `offset` were transferred before; the rest is undefined.
- *
- * @since 0.1.0
- * @category errors
- */
-export class CuFileFailed extends Schema.TaggedError<CuFileFailed>(id("CuFileFailed"))(
-  "CuFileFailed",
-  {
-    call: Schema.String,
-    code: Schema.Number,
-    name: Schema.String,
-    errno: Schema.optional(Schema.Number),
-    cudaCode: Schema.optional(Schema.Number),
-    path: Schema.optional(Schema.String),
-    offset: Schema.optional(Schema.Number),
-    length: Schema.optional(Schema.Number),
-    bytesDone: Schema.optional(Schema.Number)
-  }
-) {
-  override get message(): string {
-    const { bytesDone, call, code, cudaCode, errno, length, name, offset, path } = this
-    const range = length === undefined
-      ? ""
-      : ` of ${length} bytes${offset === undefined ? "" : ` at offset ${offset}`}${
-        bytesDone === undefined || bytesDone === 0 ? "" : ` after ${bytesDone} bytes`
-      }`
-    const where = `${call}${range}${path === undefined ? "" : ` on ${path}`}`
-    if (code === 0) return `${where} transferred nothing and reported no error. Treat the range as lost.`
-    if (code === -1) {
-      return `${where} failed: ${name} (errno ${errno}). Look at the kernel's log, and treat the range as lost.`
-    }
-    const { remedy, what } = cuFileErrorOf(code)
-    const cuda = cudaCode === undefined ? "" : `; CUDA error ${cudaCode}`
-    return `${where} failed: ${name} (${code}), ${what}${cuda}.${remedy === undefined ? "" : ` ${remedy}.`}`
-  }
-}
-
-/**
- * What was asked of cuFile needs what is released: the `handle` of a storage that was deregistered, or the `driver`, whose layer has ended.
- * Nothing was called.
- *
- * @since 0.1.0
- * @category errors
- */
-export class CuFileReleased extends Schema.TaggedError<CuFileReleased>(id("CuFileReleased"))(
-  "CuFileReleased",
-  { what: Schema.Literal("handle", "driver"), path: Schema.optional(Schema.String) }
-) {
-  override get message(): string {
-    return this.what === "handle"
-      ? `The cuFile handle of ${this.path} is deregistered. Register the storage again, and use the handle of that registration.`
-      : "The cuFile driver is closed. Keep the Scope of the CuFile layer open for as long as it is used."
-  }
-}
-
-/**
  * What `DiskStorage.make` fails with.
  *
  * @since 0.1.0
@@ -917,6 +917,22 @@ export type TransferError = OperationError | OutOfBounds | Misaligned
 export type BytesError = StorageClosed | StorageDegraded | OutOfBounds | BufferUnavailable | IoFailed | IoStalled
 
 /**
+ * What a storage, or device memory, is not registered with cuFile for.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export type CuFileRegisterError = CuFileFailed | CuFileReleased | DuplicateKey | StorageClosed | StorageUnlinked
+
+/**
+ * What a transfer by cuFile fails with.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export type CuFileTransferError = CuFileFailed | CuFileReleased | StorageClosed | OutOfBounds | DeviceMemoryFreed
+
+/**
  * What a block layout is not made with.
  *
  * @since 0.1.0
@@ -941,22 +957,6 @@ export type OffloadError = InvalidBlock | StoreFull | NoStorageLeft | StoreClose
 export type OnboardError = InvalidBlock | BlockNotFound | BlockCorrupted | StoreClosed | TransferError
 
 /**
- * What a storage, or device memory, is not registered with cuFile for.
- *
- * @since 0.1.0
- * @category errors
- */
-export type CuFileRegisterError = CuFileFailed | CuFileReleased | DuplicateKey | StorageClosed | StorageUnlinked
-
-/**
- * What a transfer by cuFile fails with.
- *
- * @since 0.1.0
- * @category errors
- */
-export type CuFileTransferError = CuFileFailed | CuFileReleased | StorageClosed | OutOfBounds | DeviceMemoryFreed
-
-/**
  * Every error of this module.
  *
  * @since 0.1.0
@@ -974,15 +974,15 @@ export type DiskStorageError =
   | SweepFailed
   | DuplicateKey
   | ReleaseFailed
+  | CuFileUnavailable
+  | CuFileRegisterError
+  | CuFileTransferError
   | BudgetExceeded
   | LayoutOverflow
   | LayoutDoesNotFit
   | IndexOutOfBounds
   | OffloadError
   | OnboardError
-  | CuFileUnavailable
-  | CuFileRegisterError
-  | CuFileTransferError
 
 const classes = [
   InvalidOption,
@@ -1014,6 +1014,9 @@ const classes = [
   SweepFailed,
   DuplicateKey,
   ReleaseFailed,
+  CuFileUnavailable,
+  CuFileFailed,
+  CuFileReleased,
   BudgetExceeded,
   LayoutOverflow,
   LayoutDoesNotFit,
@@ -1023,10 +1026,7 @@ const classes = [
   BlockCorrupted,
   StoreFull,
   NoStorageLeft,
-  StoreClosed,
-  CuFileUnavailable,
-  CuFileFailed,
-  CuFileReleased
+  StoreClosed
 ]
 
 /**
