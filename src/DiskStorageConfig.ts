@@ -140,6 +140,17 @@ export const cuFileLibrary: Config.Config<string> = Config.withDefault(
 export const trustDirectory: Config.Config<boolean> = boolean("DISK_STORAGE_TRUST_DIRECTORY")
 
 /**
+ * `DISK_STORAGE_CUDA_LIBRARY`: path or soname of the CUDA driver library; `libcuda.so.1` when unset.
+ *
+ * @since 0.1.0
+ * @category configs
+ */
+export const cudaLibrary: Config.Config<string> = Config.withDefault(
+  variable("DISK_STORAGE_CUDA_LIBRARY", "the path of a library", Option.some),
+  "libcuda.so.1"
+)
+
+/**
  * The options of a storage from all of these variables. The size is `DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS` × `blockBytes`
  * when that number is set and above 0, else `DYN_KVBM_DISK_CACHE_GB`, else `size` (bytes); with none of them it is a
  * `ConfigError`, as is a number of blocks without `blockBytes`.

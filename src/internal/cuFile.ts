@@ -414,15 +414,18 @@ const makeTransfers = (driver: Driver, properties: CuFileProperties): Effect.Eff
 
     const batch = (kind: Kind) => (transfers: ReadonlyArray<CuFileTransfer>) => {
       const { features, maxBatch } = properties
-      const outcomes = driver.batch === undefined || !features.includes("batchIo") || maxBatch < 1
+      const setUp = features.includes("batchIo") && maxBatch > 1 ? driver.batch : undefined
+      const outcomes = setUp === undefined
         ? singly(kind, transfers)
-        : Effect.forEach(
-          Arr.chunksOf(transfers, maxBatch),
-          (chunk) =>
-            chunk.length === 1 || driver.batch === undefined ? singly(kind, chunk) : batched(driver.batch, kind, chunk),
-          { concurrency: "unbounded" }
+        : Effect.map(
+          Effect.forEach(
+            Arr.chunksOf(transfers, maxBatch),
+            (chunk) => chunk.length === 1 ? singly(kind, chunk) : batched(setUp, kind, chunk),
+            { concurrency: "unbounded" }
+          ),
+          Arr.flatten
         )
-      return Effect.map(outcomes, (outcomes) => new Outcomes(outcomes.flat()))
+      return Effect.map(outcomes, (outcomes) => new Outcomes(outcomes))
     }
 
     return {

@@ -86,6 +86,8 @@ export interface CudaControl {
   readonly fail: (name: string, nth: number, code: number) => void
   readonly delay: (name: string, nth: number, millis: number) => void
   readonly alive: () => Alive
+  /** How many calls are in their delay. */
+  readonly delayed: () => number
   readonly reset: () => void
 }
 
@@ -96,6 +98,7 @@ export const cudaControl = (path: string): CudaControl => {
     fail: library.func("stub_cuda_fail", "void", ["str", "int", "int"]),
     delay: library.func("stub_cuda_delay", "void", ["str", "int", "int"]),
     alive: () => ({ allocations: count(0), pinned: count(1), contexts: count(2), refusals: count(3) }),
+    delayed: () => count(4),
     reset: library.func("stub_cuda_reset", "void", [])
   }
 }
