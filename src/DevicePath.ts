@@ -12,11 +12,14 @@ import * as Layer from "effect/Layer"
 import type * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import type { BlockStore, Offloaded, SequenceHash } from "./BlockStore.js"
+import type { CuFile, CuFileOptions } from "./CuFile.js"
 import type { DeviceMemory, DeviceMemoryOptions, DeviceRegion } from "./DeviceMemory.js"
 import type { DiskStorage } from "./DiskStorage.js"
 import type {
   BufferUnavailable,
-  DeviceCopyError,
+  CopyError,
+  CudaFailed,
+  CudaUnavailable,
   DevicePathUnavailable,
   DeviceTransferError,
   DirectoryUnusable,
@@ -41,13 +44,15 @@ export const TypeId: typeof internal.TypeId = internal.TypeId
 export type TypeId = typeof TypeId
 
 /**
+ * - `gds`: disk → device by cuFile, without a copy in host memory.
+ * - `gds-compat`: by cuFile, which copies through host memory of its own (compatibility mode).
  * - `host-staged`: disk → pinned host memory → device, by the engine and by copies of the CUDA driver, side by side.
  * - `unavailable`: no bytes reach a device from here.
  *
  * @since 0.1.0
  * @category models
  */
-export type Kind = "host-staged" | "unavailable"
+export type Kind = "gds" | "gds-compat" | "host-staged" | "unavailable"
 
 /**
  * A block whose bytes are in device memory: a region of exactly the store's `blockBytes`, which belongs to the store until the batch ends.
@@ -84,11 +89,11 @@ export interface DeviceBlocks {
   /** As `BlockStore.offload`. A block that is there already is not copied. */
   readonly offload: (
     blocks: ReadonlyArray<DeviceBlock>
-  ) => Effect.Effect<Results<OffloadError | DeviceCopyError, Offloaded>>
+  ) => Effect.Effect<Results<OffloadError | CopyError, Offloaded>>
   /** As `BlockStore.onboard`. */
   readonly onboard: (
     destinations: ReadonlyArray<DeviceDestination>
-  ) => Effect.Effect<Results<OnboardError | DeviceCopyError>>
+  ) => Effect.Effect<Results<OnboardError | CopyError>>
 }
 
 /**
@@ -104,9 +109,12 @@ export interface DevicePath {
   readonly improvements: ReadonlyArray<string>
   /** Absent where the path is `unavailable`. */
   readonly memory: Option.Option<DeviceMemory>
+  /** Absent where it is not to be had, or was not wanted; it may be there on a path that does not use it. */
+  readonly cuFile: Option.Option<CuFile>
   /**
    * Writes a region at `offset` of a storage; offset and length are multiples of `storage.alignment.offset`. Fails with the first piece that
-   * failed; the range holds anything then.
+   * failed; the range holds anything then. On the paths of cuFile the storage is registered with the first transfer, unless it is: it must
+   * still have its name then.
    */
   readonly write: (
     storage: DiskStorage,
@@ -123,7 +131,7 @@ export interface DevicePath {
   readonly blocks: (
     store: BlockStore,
     options?: { readonly depth?: number | undefined }
-  ) => Effect.Effect<DeviceBlocks, DevicePathUnavailable | BufferUnavailable | InvalidOption | DeviceCopyError, Scope.Scope>
+  ) => Effect.Effect<DeviceBlocks, DevicePathUnavailable | BufferUnavailable | InvalidOption | CudaFailed | CudaUnavailable, Scope.Scope>
 }
 
 /**
@@ -142,6 +150,13 @@ export interface DevicePathOptions {
   /** Where the storages are. Default: what `DYN_KVBM_DISK_CACHE_DIR` says, which is `/tmp/` when unset. */
   readonly directory?: string | undefined
   readonly memory?: DeviceMemoryOptions | undefined
+  /** `false`: without cuFile. */
+  readonly cuFile?: CuFileOptions | false | undefined
+  /**
+   * The paths to try, the first that works is taken. Default: `gds`, `host-staged`, `gds-compat`, since where cuFile copies through host
+   * memory anyway, the engine keeps more transfers in flight.
+   */
+  readonly order?: ReadonlyArray<Exclude<Kind, "unavailable">> | undefined
 }
 
 /**

@@ -1062,12 +1062,40 @@ export type OffloadError = InvalidBlock | StoreFull | NoStorageLeft | StoreClose
 export type OnboardError = InvalidBlock | BlockNotFound | BlockCorrupted | StoreClosed | TransferError
 
 /**
+ * No bytes can be moved between storages and a device here; `reasons` say why, the decisive first.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class DevicePathUnavailable extends Schema.TaggedError<DevicePathUnavailable>(id("DevicePathUnavailable"))(
+  "DevicePathUnavailable",
+  { reasons: Schema.Array(Schema.String) }
+) {
+  override get message(): string {
+    return `There is no path between storages and a GPU here: ${this.reasons.join("; ")}. Keep the blocks in host memory, or see effect-disk-storage doctor.`
+  }
+}
+
+/**
  * What a copy to, from or on a device fails with.
  *
  * @since 0.1.0
  * @category errors
  */
 export type CopyError = CudaFailed | DeviceMemoryFreed | LengthMismatch | OutOfBounds | InvalidOption
+
+/**
+ * What a transfer between a storage and a device fails with.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export type DeviceTransferError =
+  | TransferError
+  | CopyError
+  | CuFileTransferError
+  | CuFileRegisterError
+  | DevicePathUnavailable
 
 /**
  * Every error of this module.
@@ -1098,8 +1126,10 @@ export type DiskStorageError =
   | OnboardError
   | CudaUnavailable
   | CopyError
+  | DevicePathUnavailable
 
 const classes = [
+  DevicePathUnavailable,
   InvalidOption,
   DirectoryUnusable,
   DirectoryUnsafe,

@@ -25,6 +25,10 @@ export * as DeviceMemory from "./DeviceMemory.js"
 /**
  * @since 0.1.0
  */
+export * as DevicePath from "./DevicePath.js"
+/**
+ * @since 0.1.0
+ */
 export * as DirectIo from "./DirectIo.js"
 /**
  * @since 0.1.0

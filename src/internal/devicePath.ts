@@ -11,14 +11,19 @@ import * as Queue from "effect/Queue"
 import * as Scope from "effect/Scope"
 import * as AlignedBuffer from "../AlignedBuffer.js"
 import type { BlockStore, Offloaded } from "../BlockStore.js"
+import type { CuFile } from "../CuFile.js"
+import { CuFileHandle } from "../CuFile.js"
 import * as DeviceMemory from "../DeviceMemory.js"
-import type { DeviceBlocks, DevicePath, DevicePathOptions } from "../DevicePath.js"
+import type { DeviceBlocks, DevicePath, DevicePathOptions, Kind } from "../DevicePath.js"
 import * as DirectIo from "../DirectIo.js"
 import * as DiskStorage from "../DiskStorage.js"
 import * as DiskStorageConfig from "../DiskStorageConfig.js"
 import type {
   BufferUnavailable,
-  DeviceCopyError,
+  CopyError,
+  CudaFailed,
+  CudaUnavailable,
+  CuFileRegisterError,
   DeviceTransferError,
   DirectoryUnusable,
   OffloadError,
@@ -28,6 +33,7 @@ import { DevicePathUnavailable, InvalidBlock, InvalidOption, OutOfBounds, StoreC
 import type { IoEngine } from "../IoEngine.js"
 import type { Syscalls } from "../Syscalls.js"
 import { BlockResults } from "./blockResults.js"
+import { make as makeCuFile } from "./cuFile.js"
 import { wholeNumber } from "./engineOptions.js"
 
 export const TypeId: unique symbol = Symbol.for("effect-disk-storage/DevicePath")
@@ -38,6 +44,7 @@ const pieceBytes = mebibyte
 /** Pieces of ranges that are under way at a time. */
 const pieces = 16
 const probeBytes = mebibyte
+const defaultOrder = ["gds", "host-staged", "gds-compat"] as const
 
 /** Memory that the disk and the device both reach, lent one buffer at a time. */
 interface Staging {
@@ -51,7 +58,7 @@ const makeStaging = (
   memory: DeviceMemory.DeviceMemory,
   count: number,
   byteLength: number
-): Effect.Effect<Staging, BufferUnavailable | DeviceCopyError, Scope.Scope> =>
+): Effect.Effect<Staging, BufferUnavailable | CudaFailed | CudaUnavailable, Scope.Scope> =>
   Effect.gen(function*() {
     const scope = yield* Effect.scope
     const free = yield* Queue.unbounded<AlignedBuffer.AlignedBuffer>()
@@ -109,7 +116,7 @@ const blocksOf = (
   memory: DeviceMemory.DeviceMemory,
   store: BlockStore,
   asked: number | undefined
-): Effect.Effect<DeviceBlocks, BufferUnavailable | InvalidOption | DeviceCopyError, Scope.Scope> =>
+): Effect.Effect<DeviceBlocks, BufferUnavailable | InvalidOption | CudaFailed | CudaUnavailable, Scope.Scope> =>
   Effect.gen(function*() {
     const depth = yield* wholeNumber("depth", asked, 16, 1, 4096)
     const { blockBytes } = store
@@ -133,7 +140,7 @@ const blocksOf = (
             yield* lengthRefused(hash, from)
             // Nothing is copied for what is there.
             if ((yield* store.touch([hash])) > 0) return "duplicate" satisfies Offloaded
-            return yield* staging.lend((data): Effect.Effect<Offloaded, OffloadError | DeviceCopyError> =>
+            return yield* staging.lend((data): Effect.Effect<Offloaded, OffloadError | CopyError> =>
               Effect.zipRight(
                 memory.copyToHost(from, data),
                 Effect.flatMap(store.offload([{ hash, data, priority }]), (results) => results.get(0))
@@ -144,7 +151,7 @@ const blocksOf = (
         each(destinations, ({ hash, into }) =>
           Effect.zipRight(
             lengthRefused(hash, into),
-            staging.lend((data): Effect.Effect<number, OnboardError | DeviceCopyError> =>
+            staging.lend((data): Effect.Effect<number, OnboardError | CopyError> =>
               Effect.flatMap(store.onboard([{ hash, into: data }]), (results) => results.get(0)).pipe(
                 // Verified by now.
                 Effect.tap(() => memory.copyToDevice(data, into))
@@ -160,7 +167,7 @@ const pattern = (bytes: Uint8Array): void => {
 
 /** Writes what it has put into device memory to a storage of its own, reads it back into other device memory, and compares. */
 const probe = (
-  path: Pick<DevicePath, "read" | "write">,
+  path: Transfers,
   memory: DeviceMemory.DeviceMemory,
   directory: string
 ) =>
@@ -187,31 +194,76 @@ const unavailable = (reasons: ReadonlyArray<string>, improvements: ReadonlyArray
     reasons,
     improvements,
     memory: Option.none(),
+    cuFile: Option.none(),
     write: () => refused,
     read: () => refused,
     blocks: () => refused
   }
 }
 
+/** What there is to move bytes with. */
+interface Means {
+  readonly memory: DeviceMemory.DeviceMemory
+  readonly cuFile: Option.Option<CuFile>
+}
+
+type Transfers = Pick<DevicePath, "read" | "write">
+
 const hostStaged = (
-  memory: DeviceMemory.DeviceMemory,
-  reasons: ReadonlyArray<string>,
-  improvements: ReadonlyArray<string>
-): Effect.Effect<DevicePath, BufferUnavailable | DeviceCopyError, Scope.Scope> =>
+  { memory }: Means
+): Effect.Effect<Transfers, BufferUnavailable | CudaFailed | CudaUnavailable, Scope.Scope> =>
   Effect.map(makeStaging(memory, pieces, pieceBytes), (staging) => ({
-    [TypeId]: TypeId,
-    kind: "host-staged",
-    reasons,
-    improvements,
-    memory: Option.some(memory),
     write: (storage, offset, from) =>
       inPieces(staging, storage, offset, from, (staged, at, region) =>
         Effect.zipRight(memory.copyToHost(region, staged), storage.write(at, staged))),
     read: (storage, offset, into) =>
       inPieces(staging, storage, offset, into, (staged, at, region) =>
-        Effect.zipRight(storage.read(at, staged), memory.copyToDevice(staged, region))),
-    blocks: (store, options = {}) => blocksOf(memory, store, options.depth)
+        Effect.zipRight(storage.read(at, staged), memory.copyToDevice(staged, region)))
   }))
+
+/** The handle that the storage is registered with, by somebody else or now. */
+const handleOf = (
+  cuFile: CuFile,
+  storage: DiskStorage.DiskStorage
+): Effect.Effect<CuFileHandle, CuFileRegisterError> =>
+  Effect.flatMap(
+    storage.registration(CuFileHandle),
+    Option.match({
+      onSome: (handle) => Effect.succeed(handle),
+      onNone: () =>
+        Effect.catchTag(cuFile.register(storage), "DuplicateKey", (error) =>
+          Effect.flatMap(
+            storage.registration(CuFileHandle),
+            Option.match({ onSome: (handle) => Effect.succeed(handle), onNone: () => Effect.fail(error) })
+          ))
+    })
+  )
+
+const byCuFile = (cuFile: CuFile): Transfers => ({
+  write: (storage, offset, from) =>
+    Effect.flatMap(handleOf(cuFile, storage), (handle) => cuFile.write(handle, offset, from)),
+  read: (storage, offset, into) =>
+    Effect.flatMap(handleOf(cuFile, storage), (handle) => cuFile.read(handle, offset, into))
+})
+
+type Tried = Exclude<Kind, "unavailable">
+
+/** The transfers of a path, or why there are none. */
+const open = (
+  kind: Tried,
+  means: Means,
+  verdict: DirectIo.GpuVerdict
+): Effect.Effect<Transfers, { readonly message: string }, Scope.Scope> => {
+  if (kind === "host-staged") return hostStaged(means)
+  if (Option.isNone(means.cuFile)) return Effect.fail({ message: "there is no cuFile" })
+  const cuFile = means.cuFile.value
+  const { mode, modeReason } = cuFile
+  const direct = (verdict === "nvidia-fs" || verdict === "p2pdma") && (mode === "direct" || mode === "p2pdma")
+  if (kind === "gds" && !direct) {
+    return Effect.fail({ message: `the directory's verdict is ${verdict}, cuFile's mode ${mode}: ${modeReason}` })
+  }
+  return Effect.succeed(byCuFile(cuFile))
+}
 
 const told = (path: DevicePath): Effect.Effect<DevicePath> => {
   const { improvements, kind, reasons } = path
@@ -232,19 +284,40 @@ export const make = (
     const improvements = conditions.flatMap(({ applies, bearsOn, remedy }) =>
       applies === "yes" && bearsOn.includes("gpu") && remedy !== null ? [remedy] : []
     )
-    const direct = `GPUDirect Storage: ${[verdict.gpu, ...verdict.reasons.gpu].join("; ")}`
+    const seen = `GPUDirect Storage here: ${[verdict.gpu, ...verdict.reasons.gpu].join("; ")}`
     const memory = yield* DeviceMemory.make(options.memory).pipe(
       Effect.map(Either.right),
       Effect.catchTag("CudaUnavailable", (error) => Effect.succeed(Either.left(error)))
     )
-    if (Either.isLeft(memory)) return yield* told(unavailable([memory.left.message, direct], improvements))
-    const tried = yield* hostStaged(memory.right, [direct], improvements).pipe(
-      Effect.tap((path) => probe(path, memory.right, directory)),
-      Effect.either
-    )
-    return yield* told(
-      Either.isRight(tried)
-        ? tried.right
-        : unavailable([`a transfer through host memory failed: ${tried.left.message}`, direct], improvements)
-    )
+    if (Either.isLeft(memory)) return yield* told(unavailable([memory.left.message, seen], improvements))
+    const cuFile = options.cuFile === false
+      ? Either.left("it is not wanted")
+      : yield* makeCuFile(options.cuFile ?? {}).pipe(
+        Effect.provideService(DeviceMemory.DeviceMemory, memory.right),
+        Effect.map(Either.right),
+        Effect.catchTag("CuFileUnavailable", ({ message }) => Effect.succeed(Either.left(message)))
+      )
+    const means: Means = { memory: memory.right, cuFile: Either.getRight(cuFile) }
+    const against: Array<string> = [seen, ...Either.isLeft(cuFile) ? [`no cuFile: ${cuFile.left}`] : []]
+    for (const kind of options.order ?? defaultOrder) {
+      const tried = yield* open(kind, means, verdict.gpu).pipe(
+        Effect.tap((transfers) => probe(transfers, memory.right, directory)),
+        Effect.either
+      )
+      if (Either.isLeft(tried)) {
+        against.push(`${kind}: ${tried.left.message}`)
+        continue
+      }
+      return yield* told({
+        [TypeId]: TypeId,
+        ...tried.right,
+        kind,
+        reasons: [`${kind}: 1 MiB went from the device to a file in ${directory} and back, unchanged`, ...against],
+        improvements: kind === "gds" ? [] : improvements,
+        memory: Option.some(memory.right),
+        cuFile: means.cuFile,
+        blocks: (store, options = {}) => blocksOf(memory.right, store, options.depth)
+      })
+    }
+    return yield* told(unavailable(against, improvements))
   }).pipe(Effect.withSpan("DevicePath.make"))
