@@ -6,7 +6,8 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Scope from "effect/Scope"
-import { mkdtempSync, rmSync } from "node:fs"
+import koffi from "koffi"
+import { closeSync, constants, mkdtempSync, openSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { afterAll, afterEach, beforeEach, describe } from "vitest"
@@ -125,6 +126,73 @@ describeStubs("cuFile", ({ cuda, cufile }) => {
       }
       return assert.fail(what)
     })
+
+  it("is as strict as the library", () => {
+    const library = koffi.load(cufile)
+    const status = (name: string, ...args: Array<string>): (...args: ReadonlyArray<unknown>) => number => {
+      const call: (...args: ReadonlyArray<unknown>) => number | bigint = library.func(name, "uint64_t", args)
+      return (...args) => Number(BigInt.asIntN(32, BigInt(call(...args))))
+    }
+    const open = status("cuFileDriverOpen")
+    const close = status("cuFileDriverClose_v2")
+    const register = status("cuFileHandleRegister", "void *", "void *")
+    const deregister: (handle: bigint) => void = library.func("cuFileHandleDeregister", "void", ["uint64_t"])
+    const read: (...args: ReadonlyArray<number | bigint>) => number = library.func("cuFileRead", "int64_t", [
+      "uint64_t",
+      "uint64_t",
+      "size_t",
+      "int64_t",
+      "int64_t"
+    ])
+    const handle = Buffer.alloc(8)
+    const descriptor = (fd: number) => {
+      const bytes = Buffer.alloc(24)
+      bytes.writeInt32LE(1, 0)
+      bytes.writeInt32LE(fd, 8)
+      return bytes
+    }
+    const { O_APPEND, O_CREAT, O_DIRECT, O_NOATIME, O_NOFOLLOW, O_RDWR } = constants
+    const path = join(directory, "strict")
+    const taken = (flags: number, prepare: (fd: number) => void = () => {}) => {
+      const fd = openSync(path, O_RDWR | O_CREAT | flags)
+      prepare(fd)
+      const code = register(handle, descriptor(fd))
+      if (code === 0) deregister(handle.readBigUInt64LE())
+      closeSync(fd)
+      return code
+    }
+    assert.strictEqual(taken(O_DIRECT), 5001)
+    assert.strictEqual(open(), 0)
+    assert.strictEqual(taken(O_DIRECT), 0)
+    assert.strictEqual(taken(0), 5020)
+    for (const flag of [O_APPEND, O_NOATIME, O_NOFOLLOW]) assert.strictEqual(taken(O_DIRECT | flag), 5019)
+    assert.strictEqual(taken(O_DIRECT, () => rmSync(path)), 5030)
+    const fd = openSync(path, O_RDWR | O_CREAT | O_DIRECT)
+    for (const [at, byte] of [[0, 2], [4, 1], [12, 1], [16, 1]] as const) {
+      const wrong = descriptor(fd)
+      wrong[at] = byte
+      assert.strictEqual(register(handle, wrong), 5022)
+    }
+    assert.strictEqual(register(handle, descriptor(fd)), 0)
+    const number = handle.readBigUInt64LE()
+    assert.strictEqual(register(handle, descriptor(fd)), 5028)
+    // This thread has no context.
+    assert.strictEqual(read(number, 4096n, 1, 0, 0), -5015)
+    assert.strictEqual(read(number + 1n, 4096n, 1, 0, 0), -5027)
+    assert.strictEqual(stub.alive().misuses, 0)
+    closeSync(fd)
+    deregister(number)
+    assert.include(stub.misuse(), "after its file was closed")
+    deregister(number)
+    assert.include(stub.misuse(), "not registered")
+    assert.strictEqual(read(number, 4096n, 1, 0, 0), -5027)
+    assert.strictEqual(close(), 0)
+    assert.strictEqual(close(), 5001)
+    assert.strictEqual(read(number, 4096n, 1, 0, 0), -5001)
+    assert.strictEqual(stub.alive().misuses, 3)
+    stub.reset()
+    device.reset()
+  })
 
   live(
     "says what the driver says",
