@@ -102,3 +102,61 @@ export const cudaControl = (path: string): CudaControl => {
     reset: library.func("stub_cuda_reset", "void", [])
   }
 }
+
+export interface CuFileAlive {
+  readonly opens: number
+  readonly handles: number
+  readonly buffers: number
+  readonly batches: number
+  readonly inFlight: number
+  /** What the real library need not notice, and what must not happen: transfers that outlive what they use, leaks at close. */
+  readonly misuses: number
+}
+
+/** The schedule and the counts of the stub of cuFile; `name` is the exported one, `cuFileBatchIOSubmit transfer` one of a batch. */
+export interface CuFileControl {
+  /** The `nth` call from now on, or each with 0, fails: with a code of cuFile (above 5000), of CUDA below, or of a transfer with −errno. */
+  readonly fail: (name: string, nth: number, code: number) => void
+  readonly delay: (name: string, nth: number, millis: number) => void
+  /** It moves only so many bytes; of `cuFileBatchIOGetStatus`, it tells of so many. */
+  readonly short: (name: string, nth: number, count: number) => void
+  /** Whether files without O_DIRECT are taken. */
+  readonly compat: (on: number) => void
+  readonly props: (nvfs: number, support: number, control: number, features: number, maxBatch: number) => void
+  readonly parameter: (parameter: number, value: number) => void
+  readonly alive: () => CuFileAlive
+  /** What the last misuse was. */
+  readonly misuse: () => string
+  /** The calls since the last reset, in order; a deregistration says whether the file was linked, unlinked or closed. */
+  readonly calls: () => Array<string>
+  readonly reset: () => void
+}
+
+export const cuFileControl = (path: string): CuFileControl => {
+  const library = koffi.load(path)
+  const count: (what: number) => number = library.func("stub_cufile_alive", "int", ["int"])
+  const call: (index: number) => string | null = library.func("stub_cufile_call", "str", ["int"])
+  return {
+    fail: library.func("stub_cufile_fail", "void", ["str", "int", "int"]),
+    delay: library.func("stub_cufile_delay", "void", ["str", "int", "int"]),
+    short: library.func("stub_cufile_short", "void", ["str", "int", "int"]),
+    compat: library.func("stub_cufile_compat", "void", ["int"]),
+    props: library.func("stub_cufile_props", "void", ["uint", "uint", "uint", "uint", "uint"]),
+    parameter: library.func("stub_cufile_parameter", "void", ["int", "int"]),
+    alive: () => ({
+      opens: count(0),
+      handles: count(1),
+      buffers: count(2),
+      batches: count(3),
+      inFlight: count(4),
+      misuses: count(5)
+    }),
+    misuse: library.func("stub_cufile_misuse", "str", []),
+    calls: () => {
+      const names: Array<string> = []
+      for (let name = call(0); name !== null; name = call(names.length)) names.push(name)
+      return names
+    },
+    reset: library.func("stub_cufile_reset", "void", [])
+  }
+}

@@ -64,7 +64,7 @@ export interface RawResult {
 export const transferFailed = (call: string, { errno, result }: RawResult, place: Place): CuFileFailed =>
   result === -1
     ? new CuFileFailed({ call, code: -1, name: errnoCode(errno), errno, ...place })
-    : failed(call, -result, place)
+    : failed(call, Math.abs(result), place)
 
 /** One of a batch; `base` is where the memory begins that the driver knows, `baseOffset` where the transfer does in it. */
 export interface RawTransfer {

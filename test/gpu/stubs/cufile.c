@@ -300,7 +300,8 @@ CUfileError_t cuFileHandleRegister(CUfileHandle_t *out, CUfileDescr_t *descr) {
 
 static struct handle *known(CUfileHandle_t fh) {
   struct handle *handle = fh;
-  return handle >= handles && handle < handles + handle_count && handle->alive ? handle : NULL;
+  size_t at = (size_t)((char *)fh - (char *)handles);
+  return handle >= handles && handle < handles + handle_count && at % sizeof *handle == 0 && handle->alive ? handle : NULL;
 }
 
 void cuFileHandleDeregister(CUfileHandle_t fh) {
