@@ -911,9 +911,7 @@ export class CudaUnavailable extends Schema.TaggedError<CudaUnavailable>(id("Cud
 ) {
   override get message(): string {
     const remedy = this.code === undefined ? undefined : cudaRemedies[this.code]
-    return `CUDA cannot be used here (${this.library}): ${this.reason}. ${
-      remedy ?? "DISK_STORAGE_CUDA_LIBRARY, or the option library, names another library."
-    }`
+    return `CUDA cannot be used here (${this.library}): ${this.reason}.${remedy === undefined ? "" : ` ${remedy}`}`
   }
 }
 

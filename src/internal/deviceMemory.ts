@@ -151,7 +151,9 @@ export const make = (
     yield* Effect.addFinalizer(() => logged("A thread keeps its context", driver.callOnEach("cuCtxSetCurrent", [0n])))
     yield* needed(driver.callOnEach("cuCtxSetCurrent", [context]))
 
-    const door = makeDoorOf(() => unavailable("this service is released"))
+    const door = makeDoorOf(() =>
+      unavailable("this service is released; keep its Scope open for as long as it is used")
+    )
     /** How what is alive is released; each can be run by its own Scope and by the service's, and happens once. */
     const alive = new Set<Effect.Effect<void>>()
     yield* Effect.addFinalizer(() =>

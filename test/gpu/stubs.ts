@@ -52,9 +52,15 @@ export const describeStubs = (name: string, body: (paths: Paths) => void): void 
   const reason = whyNot()
   if (reason === undefined) {
     const directory = mkdtempSync(join(tmpdir(), "eds-stubs-"))
-    compile(directory)
+    const remove = () => rmSync(directory, { recursive: true, force: true })
+    try {
+      compile(directory)
+    } catch (error) {
+      remove()
+      throw error
+    }
     describe(name, () => {
-      afterAll(() => rmSync(directory, { recursive: true, force: true }))
+      afterAll(remove)
       body({
         cuda: join(directory, "libcuda.so.1"),
         cufile: join(directory, "libcufile.so.0"),

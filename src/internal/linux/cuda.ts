@@ -72,7 +72,12 @@ export const open = (
         Object.fromEntries(Object.entries(signatures).map(([name, args]) => [name, { library, result: "int", args }])),
         threads
       ),
-      ({ reason }) => new CudaUnavailable({ library, reason })
+      ({ reason }) =>
+        new CudaUnavailable({
+          library,
+          reason:
+            `${reason}; install the driver of NVIDIA, give a container its GPUs (--gpus all), or name the library: DISK_STORAGE_CUDA_LIBRARY, option library`
+        })
     )
 
     const answer = (): Answer => {
