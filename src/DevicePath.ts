@@ -18,10 +18,12 @@ import type { DiskStorage } from "./DiskStorage.js"
 import type {
   BufferUnavailable,
   CopyError,
+  CreateFailed,
   CudaFailed,
   CudaUnavailable,
   DevicePathUnavailable,
   DeviceTransferError,
+  DirectoryUnsafe,
   DirectoryUnusable,
   InvalidOption,
   OffloadError,
@@ -131,7 +133,11 @@ export interface DevicePath {
   readonly blocks: (
     store: BlockStore,
     options?: { readonly depth?: number | undefined }
-  ) => Effect.Effect<DeviceBlocks, DevicePathUnavailable | BufferUnavailable | InvalidOption | CudaFailed | CudaUnavailable, Scope.Scope>
+  ) => Effect.Effect<
+    DeviceBlocks,
+    DevicePathUnavailable | BufferUnavailable | InvalidOption | CudaFailed | CudaUnavailable,
+    Scope.Scope
+  >
 }
 
 /**
@@ -171,7 +177,7 @@ export const make: (
   options?: DevicePathOptions
 ) => Effect.Effect<
   DevicePath,
-  DirectoryUnusable | BufferUnavailable | InvalidOption | ConfigError.ConfigError,
+  DirectoryUnsafe | DirectoryUnusable | CreateFailed | BufferUnavailable | InvalidOption | ConfigError.ConfigError,
   Syscalls | IoEngine | FileSystem.FileSystem | Scope.Scope
 > = (options = {}) => internal.make(options)
 
@@ -185,6 +191,6 @@ export const layer = (
   options?: DevicePathOptions
 ): Layer.Layer<
   DevicePath,
-  DirectoryUnusable | BufferUnavailable | InvalidOption | ConfigError.ConfigError,
+  DirectoryUnsafe | DirectoryUnusable | CreateFailed | BufferUnavailable | InvalidOption | ConfigError.ConfigError,
   Syscalls | IoEngine | FileSystem.FileSystem
 > => Layer.scoped(DevicePath, make(options))

@@ -21,20 +21,24 @@ import * as DiskStorageConfig from "../DiskStorageConfig.js"
 import type {
   BufferUnavailable,
   CopyError,
+  CreateFailed,
   CudaFailed,
   CudaUnavailable,
   CuFileRegisterError,
   DeviceTransferError,
+  DirectoryUnsafe,
   DirectoryUnusable,
+  InvalidOption,
   OffloadError,
   OnboardError
 } from "../DiskStorageError.js"
-import { DevicePathUnavailable, InvalidBlock, InvalidOption, OutOfBounds, StoreClosed } from "../DiskStorageError.js"
+import { DevicePathUnavailable, InvalidBlock, OutOfBounds, StoreClosed } from "../DiskStorageError.js"
 import type { IoEngine } from "../IoEngine.js"
-import type { Syscalls } from "../Syscalls.js"
+import { Syscalls } from "../Syscalls.js"
 import { BlockResults } from "./blockResults.js"
 import { make as makeCuFile } from "./cuFile.js"
 import { wholeNumber } from "./engineOptions.js"
+import { checkDirectory } from "./temporaryFile.js"
 
 export const TypeId: unique symbol = Symbol.for("effect-disk-storage/DevicePath")
 
@@ -214,11 +218,21 @@ const hostStaged = (
 ): Effect.Effect<Transfers, BufferUnavailable | CudaFailed | CudaUnavailable, Scope.Scope> =>
   Effect.map(makeStaging(memory, pieces, pieceBytes), (staging) => ({
     write: (storage, offset, from) =>
-      inPieces(staging, storage, offset, from, (staged, at, region) =>
-        Effect.zipRight(memory.copyToHost(region, staged), storage.write(at, staged))),
+      inPieces(
+        staging,
+        storage,
+        offset,
+        from,
+        (staged, at, region) => Effect.zipRight(memory.copyToHost(region, staged), storage.write(at, staged))
+      ),
     read: (storage, offset, into) =>
-      inPieces(staging, storage, offset, into, (staged, at, region) =>
-        Effect.zipRight(storage.read(at, staged), memory.copyToDevice(staged, region)))
+      inPieces(
+        staging,
+        storage,
+        offset,
+        into,
+        (staged, at, region) => Effect.zipRight(storage.read(at, staged), memory.copyToDevice(staged, region))
+      )
   }))
 
 /** The handle that the storage is registered with, by somebody else or now. */
@@ -267,19 +281,26 @@ const open = (
 
 const told = (path: DevicePath): Effect.Effect<DevicePath> => {
   const { improvements, kind, reasons } = path
-  const log = kind === "unavailable" ? Effect.logWarning("no path to a device") : Effect.logInfo(`path to the device: ${kind}`)
-  return Effect.as(Effect.annotateLogs(log, { reasons: reasons.join("; "), improvements: improvements.join("; ") }), path)
+  const log = kind === "unavailable"
+    ? Effect.logWarning("no path to a device")
+    : Effect.logInfo(`path to the device: ${kind}`)
+  return Effect.as(
+    Effect.annotateLogs(log, { reasons: reasons.join("; "), improvements: improvements.join("; ") }),
+    path
+  )
 }
 
 export const make = (
   options: DevicePathOptions
 ): Effect.Effect<
   DevicePath,
-  DirectoryUnusable | BufferUnavailable | InvalidOption | ConfigError.ConfigError,
+  DirectoryUnsafe | DirectoryUnusable | CreateFailed | BufferUnavailable | InvalidOption | ConfigError.ConfigError,
   Syscalls | IoEngine | FileSystem.FileSystem | Scope.Scope
 > =>
   Effect.gen(function*() {
     const directory = options.directory ?? (yield* DiskStorageConfig.directory)
+    // As a storage does: what is missing of it is made.
+    yield* checkDirectory(yield* Syscalls, directory)
     const { conditions, verdict } = yield* DirectIo.inspect(directory)
     const improvements = conditions.flatMap(({ applies, bearsOn, remedy }) =>
       applies === "yes" && bearsOn.includes("gpu") && remedy !== null ? [remedy] : []

@@ -61,7 +61,9 @@ describeStubs("the path to a device", ({ cuda, cufile }) => {
         assert.strictEqual(path.kind, order[0], path.reasons.join("; "))
         const memory = yield* memoryOf(path)
         const storage = yield* DiskStorage.make({ size: 8 * mebibyte, directory })
-        for (const [offset, length] of [[0, 4096], [mebibyte, 3 * mebibyte + 8192], [5 * mebibyte, 3 * mebibyte]] as const) {
+        for (
+          const [offset, length] of [[0, 4096], [mebibyte, 3 * mebibyte + 8192], [5 * mebibyte, 3 * mebibyte]] as const
+        ) {
           const sent = yield* filled(memory, length, offset + 1)
           yield* path.write(storage, offset, sent)
           // Into the inside of a larger allocation.
@@ -146,14 +148,19 @@ describeStubs("the path to a device", ({ cuda, cufile }) => {
       const into = yield* memory.allocate(24 * blockBytes)
       const destinations = yield* Effect.forEach(hashes, (hash, index) =>
         Effect.map(DeviceMemory.region(into, index * blockBytes, blockBytes), (into) => ({ hash, into })))
-      const onboarded = yield* blocks.onboard([...destinations, { hash: 99n, into: destinations[0]?.into ?? sent[0]?.from ?? assert.fail() }])
+      const onboarded = yield* blocks.onboard([...destinations, {
+        hash: 99n,
+        into: destinations[0]?.into ?? sent[0]?.from ?? assert.fail()
+      }])
       assert.deepStrictEqual(onboarded.failures.map(({ error, index }) => [index, error._tag]), [[24, "BlockNotFound"]])
       for (const { hash, into } of destinations) {
         assertBytes(yield* bytesOf(memory, into), pattern(blockBytes, Number(hash)), `block ${hash}`)
       }
     }).pipe(
       Effect.scoped,
-      Effect.zipRight(Effect.sync(() => assert.deepStrictEqual(stub.alive(), nothing))),
+      Effect.zipRight(Effect.sync(() =>
+        assert.deepStrictEqual(stub.alive(), nothing)
+      )),
       Effect.provide(Services)
     ))
 
