@@ -1,0 +1,101 @@
+/**
+ * The C libraries of the GPU path over host memory: compiled once per test file, and what their schedules of faults and counts are asked
+ * through.
+ */
+import { afterAll, assert, describe, it } from "@effect/vitest"
+import koffi from "koffi"
+import { execFileSync } from "node:child_process"
+import { existsSync, mkdtempSync, rmSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import { fileURLToPath } from "node:url"
+
+const sources = fileURLToPath(new URL("stubs", import.meta.url))
+
+/** By the name of their source; what a library needs stands before it. */
+const libraries = [
+  ["cuda", "libcuda.so.1"],
+  ["cufile", "libcufile.so.0"],
+  ["nixl", "libnixl_capi.so"]
+] as const
+
+export type Library = typeof libraries[number][0]
+
+const compile = (directory: string): void => {
+  for (const [name, file] of libraries) {
+    const source = join(sources, `${name}.c`)
+    if (!existsSync(source)) continue
+    // cuFile and NIXL ask the stub of CUDA which device memory is alive. With its own name in it, it is loaded once, whoever loads it.
+    const others = name === "cuda" ? [] : ["-L", directory, "-l:libcuda.so.1", "-Wl,-rpath,$ORIGIN"]
+    const flags = ["-shared", "-fPIC", "-pthread", "-Wall", "-Werror", `-Wl,-soname,${file}`]
+    execFileSync("cc", [...flags, "-o", join(directory, file), source, ...others], { stdio: "pipe" })
+  }
+}
+
+const whyNot = (): string | undefined => {
+  try {
+    execFileSync("cc", ["--version"], { stdio: "pipe" })
+    return process.platform === "linux" ? undefined : "the stubs are libraries of Linux"
+  } catch {
+    return "there is no cc to compile the stub libraries with"
+  }
+}
+
+/** Paths of the libraries; of those whose source is not there yet nothing is at them. */
+export type Paths = { readonly [library in Library]: string }
+
+/**
+ * A suite over the stub libraries. Where they cannot be compiled it is one skipped test whose name says why, and a failing one when
+ * `EDS_REQUIRE_REAL` is 1.
+ */
+export const describeStubs = (name: string, body: (paths: Paths) => void): void => {
+  const reason = whyNot()
+  if (reason === undefined) {
+    const directory = mkdtempSync(join(tmpdir(), "eds-stubs-"))
+    compile(directory)
+    describe(name, () => {
+      afterAll(() => rmSync(directory, { recursive: true, force: true }))
+      body({
+        cuda: join(directory, "libcuda.so.1"),
+        cufile: join(directory, "libcufile.so.0"),
+        nixl: join(directory, "libnixl_capi.so")
+      })
+    })
+  } else if (process.env["EDS_REQUIRE_REAL"] === "1") {
+    describe(name, () => {
+      it("can be made here", () => assert.fail(reason))
+    })
+  } else {
+    describe(name, () => {
+      it.skip(`not here: ${reason}`, () => {})
+    })
+  }
+}
+
+export interface Alive {
+  readonly allocations: number
+  readonly pinned: number
+  readonly contexts: number
+  /** Calls that were refused since they were mistakes of the caller, such as the wrong context. */
+  readonly refusals: number
+}
+
+/** The schedule and the counts of the stub of CUDA; `name` is the exported one, such as `cuMemAlloc_v2`. */
+export interface CudaControl {
+  /** The `nth` call from now on, from 1, fails with `code` and does nothing; with 0 each does. */
+  readonly fail: (name: string, nth: number, code: number) => void
+  readonly delay: (name: string, nth: number, millis: number) => void
+  readonly alive: () => Alive
+  readonly reset: () => void
+}
+
+export const cudaControl = (path: string): CudaControl => {
+  const library = koffi.load(path)
+  const count: (what: number) => number = library.func("stub_cuda_alive", "int", ["int"])
+  return {
+    fail: library.func("stub_cuda_fail", "void", ["str", "int", "int"]),
+    delay: library.func("stub_cuda_delay", "void", ["str", "int", "int"]),
+    alive: () => ({ allocations: count(0), pinned: count(1), contexts: count(2), refusals: count(3) }),
+    reset: library.func("stub_cuda_reset", "void", [])
+  }
+}
