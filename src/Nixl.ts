@@ -178,7 +178,7 @@ export interface Nixl {
    */
   readonly registerMemory: (
     memory: AlignedBuffer | DeviceRange
-  ) => Effect.Effect<Memory, NixlFailed | NixlClosed, Scope.Scope>
+  ) => Effect.Effect<Memory, NixlFailed | NixlClosed | InvalidOption, Scope.Scope>
   /** Reads `length` bytes (default: all of `into` from `start` on) at `offset` of the file. */
   readonly read: (
     file: File,

@@ -6,7 +6,6 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
-import type { AlignedBuffer } from "../AlignedBuffer.js"
 import type { DiskStorage } from "../DiskStorage.js"
 import * as DiskStorageConfig from "../DiskStorageConfig.js"
 import type { NixlTransferError, NixlUnavailable } from "../DiskStorageError.js"
@@ -231,29 +230,27 @@ const service = (
     const registerMemory: Public.Nixl["registerMemory"] = (memory) =>
       Effect.acquireRelease(
         door.enter(() =>
-          Effect.suspend(() => {
-            const host = "bytes" in memory ? region(memory) : undefined
-            const registration = host !== undefined
-              ? new Registration(
-                `${host.byteLength} bytes of host memory`,
-                kinds.host,
-                api.addressOf(host.slab) + host.start,
-                host.byteLength,
-                0,
-                host
+          Effect.suspend((): Effect.Effect<RegisteredMemory, NixlFailed | InvalidOption> => {
+            if ("bytes" in memory) {
+              const host = region(memory)
+              const { byteLength, slab, start } = host
+              const what = `${byteLength} bytes of host memory`
+              const registration = new Registration(what, kinds.host, api.addressOf(slab) + start, byteLength, 0, host)
+              return Effect.as(register(registration), new RegisteredMemory("host", registration, host))
+            }
+            const { byteLength, device, pointer } = memory
+            if (!(Number.isSafeInteger(byteLength) && byteLength > 0 && Number.isSafeInteger(device) && device >= 0)) {
+              return Effect.fail(
+                new InvalidOption({
+                  option: "memory",
+                  value: `${byteLength} bytes of device ${device}`,
+                  expected: "a length above 0 and the ordinal of a device"
+                })
               )
-              : new Registration(
-                `${memory.byteLength} bytes of device memory`,
-                kinds.device,
-                "pointer" in memory ? memory.pointer : 0,
-                memory.byteLength,
-                "device" in memory ? memory.device : 0,
-                memory
-              )
-            return Effect.as(
-              register(registration),
-              new RegisteredMemory(host === undefined ? "device" : "host", registration, host)
-            )
+            }
+            const what = `${byteLength} bytes of memory of device ${device}`
+            const registration = new Registration(what, kinds.device, pointer, byteLength, device, memory)
+            return Effect.as(register(registration), new RegisteredMemory("device", registration, undefined))
           })
         ),
         ({ registration }) =>
@@ -300,6 +297,7 @@ const service = (
           return new BufferBusy({ operation, offset, length })
         }
       }
+      return undefined
     }
     const release = (pieces: ReadonlyArray<Checked>) => {
       for (const { length, memory, start } of pieces) {
