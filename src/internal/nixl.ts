@@ -8,16 +8,8 @@ import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import type { DiskStorage } from "../DiskStorage.js"
 import * as DiskStorageConfig from "../DiskStorageConfig.js"
-import type { NixlTransferError, NixlUnavailable } from "../DiskStorageError.js"
-import {
-  BufferBusy,
-  InvalidOption,
-  IoStalled,
-  Misaligned,
-  NixlClosed,
-  NixlFailed,
-  OutOfBounds
-} from "../DiskStorageError.js"
+import type { NixlFailed, NixlTransferError, NixlUnavailable } from "../DiskStorageError.js"
+import { BufferBusy, InvalidOption, IoStalled, Misaligned, NixlClosed, OutOfBounds } from "../DiskStorageError.js"
 import type * as Public from "../Nixl.js"
 import type { Region } from "./alignedBuffer.js"
 import { region } from "./alignedBuffer.js"

@@ -1,6 +1,6 @@
 /**
- * The C API of NIXL (`src/bindings/rust/wrapper.h` in its sources), called on a thread of its own, which its agent wants. What it answers
- * through pointers goes to one page, whose answer is taken before the next call.
+ * The C API of NIXL (`src/bindings/rust/wrapper.h` in its sources). Its agent is used on one thread, of its own, since calls may block; what
+ * only fills lists in memory is called right here. What calls answer through pointers goes to one page, and is taken before the next one.
  */
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
@@ -45,6 +45,17 @@ const signatures = {
 } as const
 
 export type Call = keyof typeof signatures
+
+/** These allocate, fill and free lists, and know no agent: a hop to the thread and back costs many times what they do. */
+const local = [
+  "nixl_capi_create_reg_dlist",
+  "nixl_capi_reg_dlist_add_desc",
+  "nixl_capi_destroy_reg_dlist",
+  "nixl_capi_create_xfer_dlist",
+  "nixl_capi_xfer_dlist_add_desc",
+  "nixl_capi_destroy_xfer_dlist",
+  "nixl_capi_destroy_xfer_req"
+] as const satisfies ReadonlyArray<Call>
 
 /** The statuses of `nixl_capi_status_t`. */
 export const status = { success: 0, inProgress: 1 } as const
@@ -109,6 +120,16 @@ export const load = (library: string): Effect.Effect<Api, NixlUnavailable, Scope
     }
     for (const [name, args] of Object.entries(signatures)) declarations[name] = { library, result: "int", args }
     const threads = yield* Effect.mapError(libraryThreads.make(declarations, 1), unavailable)
+    // The thread has loaded it: this only finds it.
+    const here = yield* Effect.try({
+      try: () => {
+        const loaded = koffi.load(library)
+        return new Map<Call, (...args: ReadonlyArray<Value>) => Value>(
+          local.map((name) => [name, loaded.func(name, "int", [...signatures[name]])])
+        )
+      },
+      catch: (error) => unavailable({ reason: String(error) })
+    })
     const allocate = (byteLength: number) =>
       Effect.mapError(
         Effect.try(() => take(byteLength)),
@@ -121,8 +142,12 @@ export const load = (library: string): Effect.Effect<Api, NixlUnavailable, Scope
     // Nobody else's call may answer before this one's answer was taken.
     const turn = yield* Effect.makeSemaphore(1)
 
-    const ask: Api["ask"] = (call, args, holds) =>
-      Effect.map(threads.call(call, args, holds), ({ result }) => Number(result))
+    const ask: Api["ask"] = (call, args, holds) => {
+      const local = here.get(call)
+      return local === undefined
+        ? Effect.map(threads.call(call, args, holds), ({ result }) => Number(result))
+        : Effect.sync(() => Number(local(...args)))
+    }
     const call: Api["call"] = (name, target, args, holds) =>
       Effect.flatMap(ask(name, args, holds), (result) =>
         result === status.success ? Effect.void : Effect.fail(failed(name, result, target)))
