@@ -41,7 +41,8 @@ export type TypeId = typeof TypeId
 
 /**
  * A backend of the agent: the name of a plugin, and what it takes, such as `{ use_uring: "true" }` of POSIX or `{ thread_count: "8" }` of
- * GDS_MT. GDS and GDS_MT exclude each other.
+ * GDS_MT. GDS and GDS_MT exclude each other. A request through POSIX has at most as many pieces as its `ios_pool_size`, 1024 here; it hands
+ * the kernel 64 of them each time it is asked for the status, so that many small pieces want a faster `completion`.
  *
  * @since 0.1.0
  * @category models
@@ -195,7 +196,8 @@ export interface Nixl {
   ) => Effect.Effect<void, NixlTransferError>
   /**
    * Many pieces as one request, of host memory or of device memory. It succeeds when all of them were moved; when it fails, none is known
-   * to have been.
+   * to have been. Host memory of one that failed stays busy until the service ends when POSIX may have been its backend: some pieces can
+   * still be on their way then, and NIXL does not tell.
    */
   readonly transfer: (
     operation: "read" | "write",

@@ -31,6 +31,12 @@ export const File: Context.Tag<Public.File, Public.File> = Context.GenericTag<Pu
 const kinds = { host: 0, device: 1, file: 4 } as const
 const operations = { read: 0, write: 1 } as const
 
+/**
+ * What NIXL's POSIX backend names as defaults in `io_queue.cpp` and does not apply (1.0 to 1.4): without them a request of more than 64 pieces
+ * fails, with io_uring one of more than 16. Its own pool is larger; this one bounds a request, and the backend's memory.
+ */
+const posixDefaults = { ios_pool_size: "1024", kernel_queue_size: "256" }
+
 const firstLook = Duration.millis(1)
 /** Half a millisecond late on average, for one that takes that long: what a hop to the thread and back costs is a small part of it. */
 const lastLook = Duration.millis(16)
@@ -130,6 +136,8 @@ const outOfBounds = (offset: number, length: number, size: number): OutOfBounds 
 
 /** What belongs to an agent, for its end. */
 interface Held {
+  /** What is to be done once the agent is gone. */
+  afterwards: () => void
   readonly registrations: Set<Registration>
   /** Requests that have not ended, or that NIXL would not release. */
   readonly lost: Set<Request>
@@ -144,7 +152,7 @@ const closeFile = (api: Api, { device, kind }: Registration) => kind === kinds.f
 const service = (
   api: Api,
   agent: bigint,
-  { lost, registrations }: Held,
+  held: Held,
   options: {
     readonly agentName: string
     readonly name: CString
@@ -152,13 +160,18 @@ const service = (
     readonly backends: ReadonlyArray<string>
     readonly schedule: Schedule.Schedule<unknown>
     readonly maxInFlight: number
+    /** The most pieces of a request of host memory. */
+    readonly maxPieces: number
     readonly stallMillis: number | undefined
   }
 ) =>
   Effect.gen(function*() {
     const { agentName, name, schedule, stallMillis } = options
+    const { lost, registrations } = held
     const door = makeDoorOf(() => new NixlClosed({ what: `The agent ${agentName}` }))
     const permits = yield* Effect.makeSemaphore(options.maxInFlight)
+    /** Requests that have failed and whose other pieces may still move, and their pieces: see `run`. */
+    const suspects = new Map<Request, ReadonlyArray<Checked>>()
     const watchers = new Set<Fiber.RuntimeFiber<void>>()
 
     /** A list of one descriptor, for as long as `use` runs. */
@@ -416,8 +429,17 @@ const service = (
           yield* abandon(request, error, involved, done)
           return yield* error
         }
-        yield* dispose(request)
-        yield* done
+        // POSIX tells of the first error of a request while its other pieces are on their way (1.0 to 1.4), and might tell the next one of
+        // theirs. The kernel has their memory for as long as that: until the backend's queue is gone.
+        const suspect = request.failure !== undefined && pieces[0]?.memory.kind === "host" &&
+          options.backends.includes("POSIX") && (pieces.length > 1 || suspects.size > 0)
+        if (suspect) {
+          suspects.set(request, pieces)
+          yield* Effect.asVoid(permits.release(1))
+        } else {
+          yield* dispose(request)
+          yield* done
+        }
         if (request.failure !== undefined) return yield* request.failure
       })
 
@@ -431,6 +453,15 @@ const service = (
         const checked = check(file, pieces)
         if (!Array.isArray(checked)) return Effect.fail(checked)
         if (checked.length === 0) return Effect.void
+        if (checked.length > options.maxPieces && checked[0]?.memory.kind === "host") {
+          return Effect.fail(
+            new InvalidOption({
+              option: "pieces",
+              value: String(checked.length),
+              expected: `at most ${options.maxPieces}, the ios_pool_size of the backend POSIX`
+            })
+          )
+        }
         const memories = new Set(checked.map(({ memory }) => memory.registration))
         const involved = [file.registration, ...memories]
         return Effect.uninterruptibleMask((restore) =>
@@ -467,6 +498,7 @@ const service = (
         )
       })
 
+    held.afterwards = () => suspects.forEach(release)
     // Before the backends and the agent go.
     yield* Effect.addFinalizer(() =>
       Effect.gen(function*() {
@@ -478,6 +510,7 @@ const service = (
           )
         }
         yield* Fiber.interruptAll([...watchers])
+        for (const request of suspects.keys()) yield* dispose(request)
       })
     )
     const nixl: Public.Nixl = {
@@ -547,7 +580,11 @@ export const make = (
   Scope.Scope
 > =>
   Effect.gen(function*() {
-    const { agentName = "effect-disk-storage", backends = [{ name: "POSIX" }] } = options
+    const { agentName = "effect-disk-storage" } = options
+    const backends = (options.backends ?? [{ name: "POSIX" }]).map(({ name, parameters }): Public.Backend => ({
+      name,
+      parameters: name === "POSIX" ? { ...posixDefaults, ...parameters } : parameters
+    }))
     yield* isText("agentName", agentName)
     for (const { name, parameters = {} } of backends) {
       yield* isText("backends", name)
@@ -559,6 +596,10 @@ export const make = (
     }
     const most = names.includes("POSIX") ? 1 : 64
     const maxInFlight = yield* wholeNumber("maxInFlight", options.maxInFlight, most, 1, 65_536)
+    const posix = backends.find(({ name }) => name === "POSIX")
+    const maxPieces = posix === undefined
+      ? Infinity
+      : yield* wholeNumber("ios_pool_size", Number(posix.parameters?.["ios_pool_size"]), 0, 64, 65_536)
     const stall = options.stallTimeout === undefined ? Infinity : Duration.toMillis(options.stallTimeout)
     if (!(stall > 0)) {
       return yield* new InvalidOption({
@@ -570,7 +611,7 @@ export const make = (
     const library = options.library ?? (yield* DiskStorageConfig.nixlLibrary)
     const api = yield* load(library)
     const name = yield* api.cString(agentName)
-    const held: Held = { registrations: new Set(), lost: new Set() }
+    const held: Held = { afterwards: () => {}, registrations: new Set(), lost: new Set() }
     const agent = yield* Effect.acquireRelease(
       api.make("nixl_capi_create_agent", agentName, (out) => [name.address, out], name),
       (agent) =>
@@ -585,7 +626,7 @@ export const make = (
           return Effect.zipRight(
             destroy(api, "nixl_capi_destroy_agent", agentName, agent),
             Effect.forEach(held.registrations, (registration) => closeFile(api, registration), { discard: true })
-          )
+          ).pipe(Effect.tap(() => Effect.sync(held.afterwards)))
         })
     )
     const plugins = yield* pluginsOf(api, agent)
@@ -605,6 +646,7 @@ export const make = (
       backends: names,
       schedule: completion(options.completion),
       maxInFlight,
+      maxPieces,
       stallMillis: Number.isFinite(stall) ? stall : undefined
     })
   }).pipe(Effect.withSpan("Nixl.make"))

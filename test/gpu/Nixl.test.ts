@@ -338,6 +338,52 @@ describeStubs("NIXL", (paths) => {
   )
 
   live(
+    "keeps host memory of a batch that failed through POSIX until the backend is gone",
+    Effect.gen(function*() {
+      const buffer = yield* AlignedBuffer.make(8192)
+      yield* Effect.scoped(Effect.gen(function*() {
+        const nixl = yield* posix()
+        const disk = yield* storage
+        const { registration: file } = yield* nixl.registerThenUnlink(disk)
+        const memory = yield* nixl.registerMemory(buffer)
+        const pieces = [{ offset: 0, memory, length: 4096 }, { offset: 8192, memory, start: 4096 }]
+        stub.transfer({ error: -2 })
+        assert.strictEqual((yield* Effect.flip(nixl.transfer("read", file, pieces)))._tag, "NixlFailed")
+        assert.strictEqual((yield* Effect.flip(nixl.transfer("read", file, pieces)))._tag, "BufferBusy")
+        assert.strictEqual((yield* Effect.flip(disk.read(0, buffer)))._tag, "BufferBusy")
+        // Another buffer is served.
+        const other = yield* nixl.registerMemory(yield* AlignedBuffer.make(4096))
+        yield* nixl.write(file, 0, other)
+        yield* disk.deregister(Nixl.File)
+      }))
+      assert.deepStrictEqual(stub.alive(), nothing)
+      assert.strictEqual(stub.refusals(), 0)
+      assert.strictEqual(openFiles(), 0)
+      yield* Effect.flatMap(storage, (disk) => disk.read(0, buffer))
+    })
+  )
+
+  live(
+    "bounds the pieces of a request by the queue of POSIX",
+    Effect.gen(function*() {
+      const moved = (nixl: Nixl.Nixl, count: number) =>
+        Effect.gen(function*() {
+          const file = yield* nixl.register(yield* storage)
+          const memory = yield* nixl.registerMemory(yield* filled(4096, 1))
+          const pieces = Array.from({ length: count }, (_, index) => ({ offset: (index % 256) * 4096, memory }))
+          yield* nixl.transfer("write", file, pieces)
+        })
+      yield* Effect.scoped(Effect.flatMap(posix(), (nixl) => moved(nixl, 1024)))
+      const refused = yield* Effect.flip(Effect.scoped(Effect.flatMap(posix(), (nixl) => moved(nixl, 1025))))
+      assert.include(refused.message, "at most 1024")
+      const backends = [{ name: "POSIX", parameters: { ios_pool_size: "64" } }]
+      const fewer = yield* Effect.flip(Effect.scoped(Effect.flatMap(posix({ backends }), (nixl) => moved(nixl, 65))))
+      assert.include(fewer.message, "at most 64")
+      assert.strictEqual(stub.refusals(), 0)
+    })
+  )
+
+  live(
     "asks seldom for the status of what is late, by its own schedule or another, and never without a pause",
     Effect.gen(function*() {
       const file = (nixl: Nixl.Nixl) => Effect.flatMap(storage, nixl.register)

@@ -58,6 +58,8 @@ typedef struct object {
   int shortened;
   int operation;
   desc *files;
+  /* Of parameters and of the backend POSIX: pieces of a request, in all. Its queue has 64 places where it is not told. */
+  long pool;
 } object;
 
 typedef struct registration {
@@ -214,6 +216,7 @@ int nixl_capi_create_params(object **params) {
 int nixl_capi_params_add(object *params, const char *key, const char *value) {
   ENTER(0);
   CHECK(find(PARAMS, params) && key != NULL && value != NULL, INVALID_PARAM);
+  if (strcmp(key, "ios_pool_size") == 0) params->pool = atol(value);
   /* Kept for the test to see: the last one. */
   snprintf(params->name, sizeof params->name, "%s=%s", key, value);
   LEAVE(SUCCESS);
@@ -246,6 +249,7 @@ int nixl_capi_create_backend(object *agent, const char *name, object *params, ob
   snprintf(last_parameter, sizeof last_parameter, "%s", params->name);
   *backend = make(BACKEND_HANDLE, agent);
   snprintf((*backend)->name, sizeof (*backend)->name, "%s", name);
+  (*backend)->pool = params->pool > 64 ? params->pool : 64;
   LEAVE(SUCCESS);
 }
 
@@ -452,6 +456,8 @@ int nixl_capi_post_xfer_req(object *agent, object *request, object *options) {
   CHECK(find(AGENT, agent) && find(REQUEST, request) && request->agent == agent, INVALID_PARAM);
   CHECK(options == NULL || find(OPT_ARGS, options), INVALID_PARAM);
   CHECK(!request->released && !request->running, BACKEND);
+  const object *posix = backend_of(agent, "POSIX");
+  CHECK(request->memory != DRAM || posix == NULL || (long)request->count <= posix->pool, BACKEND);
   request->status = IN_PROG;
   request->running = 1;
   request->error = next_error;
