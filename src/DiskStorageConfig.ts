@@ -129,6 +129,17 @@ export const ioEngine: Config.Config<"auto" | "io_uring" | "aio" | "node"> = Con
 export const trustDirectory: Config.Config<boolean> = boolean("DISK_STORAGE_TRUST_DIRECTORY")
 
 /**
+ * `DISK_STORAGE_CUDA_LIBRARY`: path or soname of the CUDA driver library; `libcuda.so.1` when unset.
+ *
+ * @since 0.1.0
+ * @category configs
+ */
+export const cudaLibrary: Config.Config<string> = Config.withDefault(
+  variable("DISK_STORAGE_CUDA_LIBRARY", "the path of a library", Option.some),
+  "libcuda.so.1"
+)
+
+/**
  * `DISK_STORAGE_NIXL_LIBRARY`: path or soname of the library of NIXL's C API; `libnixl_capi.so` when unset.
  *
  * @since 0.1.0

@@ -348,7 +348,7 @@ export class OutOfBounds extends Schema.TaggedError<OutOfBounds>(id("OutOfBounds
   { offset: Schema.Number, length: Schema.Number, size: Schema.Number }
 ) {
   override get message(): string {
-    return `${this.length} bytes at offset ${this.offset} are outside the storage's ${this.size} bytes. Offsets and lengths are whole, non-negative numbers.`
+    return `${this.length} bytes at offset ${this.offset} are outside the ${this.size} bytes that there are. Offsets and lengths are whole, non-negative numbers.`
   }
 }
 
@@ -792,6 +792,109 @@ export class IndexOutOfBounds extends Schema.TaggedError<IndexOutOfBounds>(id("I
   }
 }
 
+/** What to do about an error of the CUDA driver, by its number (`CUresult` of cuda.h). */
+const cudaRemedies: { readonly [code: number]: string } = {
+  1: "An argument is outside what was allocated or pinned: copy within one pinned range, and use memory only while its Scope is open.",
+  2: "Free device memory, ask for less, or look at who else uses the device (nvidia-smi); pinned memory is bounded by RLIMIT_MEMLOCK too.",
+  3: "The driver is not initialised, or has shut down with the process: keep the layer open for as long as it is used.",
+  4: "The driver is not initialised, or has shut down with the process: keep the layer open for as long as it is used.",
+  34: "The library is the stub of the toolkit: name the one of the driver (DISK_STORAGE_CUDA_LIBRARY).",
+  46: "Another process has the device for itself (nvidia-smi -q -d COMPUTE): end it, or use another device.",
+  100: "No GPU is visible: look at nvidia-smi and CUDA_VISIBLE_DEVICES, and give a container its GPUs (--gpus all).",
+  101: "There is no such device: look at nvidia-smi -L and CUDA_VISIBLE_DEVICES.",
+  201: "The context is gone or not current: something else has reset the device.",
+  214:
+    "The device has an ECC error that it could not correct (nvidia-smi -q -d ECC): restart the process, and have the device looked at.",
+  700: "Something on this device has touched memory that is not there. The context is lost: restart the process.",
+  709: "The context is gone or not current: something else has reset the device.",
+  712: "That memory is pinned already, by this process: pin each range once.",
+  713: "That memory is not pinned any more: something else has unpinned it.",
+  719: "Something that ran on this device has failed. The context is lost: restart the process.",
+  800: "The operation is not permitted to this process: look at RLIMIT_MEMLOCK and at the container's capabilities.",
+  801: "This device or platform cannot do that: go without pinned memory.",
+  802: "The system is not ready: start nvidia-fabricmanager on systems with NVSwitch, and try again.",
+  803:
+    "The library and the kernel module are of different driver versions: load the new module (reboot), or take the compat library out of the way.",
+  804: "The compat library does not support this device: take it out of LD_LIBRARY_PATH.",
+  999: "The driver does not say why: look at the kernel's log (Xid), and at whether nvidia_uvm is loaded."
+}
+
+/**
+ * The CUDA driver cannot be used here: its library cannot be loaded, it finds no device, it does not fit the kernel module, or the
+ * service was released. `code` is the driver's, where a call failed.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class CudaUnavailable extends Schema.TaggedError<CudaUnavailable>(id("CudaUnavailable"))(
+  "CudaUnavailable",
+  { library: Schema.String, reason: Schema.String, code: Schema.optional(Schema.Number) }
+) {
+  override get message(): string {
+    const remedy = this.code === undefined ? undefined : cudaRemedies[this.code]
+    return `CUDA cannot be used here (${this.library}): ${this.reason}.${remedy === undefined ? "" : ` ${remedy}`}`
+  }
+}
+
+/**
+ * A call of the CUDA driver failed. `name` is what the driver calls `code`. Some errors come from what ran on the device earlier.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class CudaFailed extends Schema.TaggedError<CudaFailed>(id("CudaFailed"))(
+  "CudaFailed",
+  {
+    /** The exported function, such as `cuMemAlloc_v2`. */
+    call: Schema.String,
+    code: Schema.Number,
+    name: Schema.String,
+    /** The ordinal of the device. */
+    device: Schema.Number
+  }
+) {
+  override get message(): string {
+    const remedy = cudaRemedies[this.code]
+    return `${this.call} failed on device ${this.device}: ${this.name} (${this.code}).${
+      remedy === undefined ? "" : ` ${remedy}`
+    }`
+  }
+}
+
+/**
+ * Device memory was used after the end of its Scope, or of the service's. Nothing was called.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class DeviceMemoryFreed extends Schema.TaggedError<DeviceMemoryFreed>(id("DeviceMemoryFreed"))(
+  "DeviceMemoryFreed",
+  {
+    /** The ordinal of the device. */
+    device: Schema.Number,
+    byteLength: Schema.Number
+  }
+) {
+  override get message(): string {
+    return `${this.byteLength} bytes of memory of device ${this.device} are freed. Keep their Scope open for as long as they are used.`
+  }
+}
+
+/**
+ * The two sides of a copy have different lengths, in bytes. Nothing was copied.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class LengthMismatch extends Schema.TaggedError<LengthMismatch>(id("LengthMismatch"))(
+  "LengthMismatch",
+  { from: Schema.Number, to: Schema.Number }
+) {
+  override get message(): string {
+    return `A copy from ${this.from} bytes to ${this.to} bytes was not begun: both have the same length. AlignedBuffer.slice and DeviceMemory.region name a part.`
+  }
+}
+
 /** What to do about a status of NIXL's C API, by its name. */
 const nixlRemedies: { readonly [name: string]: string } = {
   IN_PROG: "A request was still in progress where it must have ended: this is a mistake of NIXL or of this service.",
@@ -944,6 +1047,14 @@ export type OffloadError = InvalidBlock | StoreFull | NoStorageLeft | StoreClose
 export type OnboardError = InvalidBlock | BlockNotFound | BlockCorrupted | StoreClosed | TransferError
 
 /**
+ * What a copy to, from or on a device fails with.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export type CopyError = CudaFailed | DeviceMemoryFreed | LengthMismatch | OutOfBounds | InvalidOption
+
+/**
  * What a transfer through NIXL fails with.
  *
  * @since 0.1.0
@@ -983,6 +1094,8 @@ export type DiskStorageError =
   | IndexOutOfBounds
   | OffloadError
   | OnboardError
+  | CudaUnavailable
+  | CopyError
   | NixlUnavailable
   | NixlTransferError
 
@@ -1026,6 +1139,10 @@ const classes = [
   StoreFull,
   NoStorageLeft,
   StoreClosed,
+  CudaUnavailable,
+  CudaFailed,
+  DeviceMemoryFreed,
+  LengthMismatch,
   NixlUnavailable,
   NixlFailed,
   NixlClosed

@@ -17,6 +17,10 @@ export * as BlockStore from "./BlockStore.js"
 /**
  * @since 0.1.0
  */
+export * as DeviceMemory from "./DeviceMemory.js"
+/**
+ * @since 0.1.0
+ */
 export * as DirectIo from "./DirectIo.js"
 /**
  * @since 0.1.0

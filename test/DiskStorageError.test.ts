@@ -41,6 +41,18 @@ const samples = [
     "8192"
   ],
   [Errors.PrewriteRefused, new Errors.PrewriteRefused({ path, filesystem: "zfs", reason: "it copies" }), "it copies"],
+  [
+    Errors.CudaUnavailable,
+    new Errors.CudaUnavailable({ library: "libcuda.so.1", reason: "cuInit failed", code: 803 }),
+    "different driver versions"
+  ],
+  [
+    Errors.CudaFailed,
+    new Errors.CudaFailed({ call: "cuMemAlloc_v2", code: 2, name: "CUDA_ERROR_OUT_OF_MEMORY", device: 1 }),
+    "cuMemAlloc_v2 failed on device 1: CUDA_ERROR_OUT_OF_MEMORY (2). Free device memory"
+  ],
+  [Errors.DeviceMemoryFreed, new Errors.DeviceMemoryFreed({ device: 1, byteLength: 77 }), "77 bytes"],
+  [Errors.LengthMismatch, new Errors.LengthMismatch({ from: 77, to: 88 }), "77 bytes to 88 bytes"],
   [Errors.ForeignMemory, new Errors.ForeignMemory({ byteLength: 77 }), "77"],
   [Errors.BufferBusy, new Errors.BufferBusy({ operation: "read", offset: 4096, length: 77 }), "offset 4096"],
   [

@@ -52,9 +52,15 @@ export const describeStubs = (name: string, body: (paths: Paths) => void): void 
   const reason = whyNot()
   if (reason === undefined) {
     const directory = mkdtempSync(join(tmpdir(), "eds-stubs-"))
-    compile(directory)
+    const remove = () => rmSync(directory, { recursive: true, force: true })
+    try {
+      compile(directory)
+    } catch (error) {
+      remove()
+      throw error
+    }
     describe(name, () => {
-      afterAll(() => rmSync(directory, { recursive: true, force: true }))
+      afterAll(remove)
       body({
         cuda: join(directory, "libcuda.so.1"),
         cufile: join(directory, "libcufile.so.0"),
@@ -86,6 +92,8 @@ export interface CudaControl {
   readonly fail: (name: string, nth: number, code: number) => void
   readonly delay: (name: string, nth: number, millis: number) => void
   readonly alive: () => Alive
+  /** How many calls are in their delay. */
+  readonly delayed: () => number
   readonly reset: () => void
 }
 
@@ -96,6 +104,7 @@ export const cudaControl = (path: string): CudaControl => {
     fail: library.func("stub_cuda_fail", "void", ["str", "int", "int"]),
     delay: library.func("stub_cuda_delay", "void", ["str", "int", "int"]),
     alive: () => ({ allocations: count(0), pinned: count(1), contexts: count(2), refusals: count(3) }),
+    delayed: () => count(4),
     reset: library.func("stub_cuda_reset", "void", [])
   }
 }

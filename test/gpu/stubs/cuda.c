@@ -76,6 +76,8 @@ typedef struct range {
   size_t length;
   int registered;
   int in_flight;
+  /* Whether copies that begin or end here are over when their call returns (SYNC_MEMOPS). */
+  int synchronous;
 } range;
 
 static int initialised;
@@ -278,13 +280,28 @@ static CUresult allocate(CUdeviceptr *pointer, size_t length) {
   /* It is not cleared: the first page shows that. */
   memset(memory, 0xa5, length < PAGE ? length : PAGE);
   *pointer = (CUdeviceptr)memory;
-  add((range){NULL, current, *pointer, length, 0, 0});
+  add((range){NULL, current, *pointer, length, 0, 0, 0});
   return SUCCESS;
 }
 
 CUresult cuMemAlloc_v2(CUdeviceptr *pointer, size_t length) {
   ENTER;
   LOCKED(allocate(pointer, length));
+}
+
+/* Of the attributes only SYNC_MEMOPS. */
+static CUresult set_attribute(const void *value, int attribute, CUdeviceptr pointer) {
+  CUresult ready = usable();
+  if (ready != SUCCESS) return ready;
+  range **at = starting(0, pointer);
+  if (value == NULL || attribute != 6 || at == NULL) return refuse(INVALID_VALUE);
+  (*at)->synchronous = *(const unsigned int *)value != 0;
+  return SUCCESS;
+}
+
+CUresult cuPointerSetAttribute(const void *value, int attribute, CUdeviceptr pointer) {
+  ENTER;
+  LOCKED(set_attribute(value, attribute, pointer));
 }
 
 static CUresult release_memory(CUdeviceptr pointer) {
@@ -309,7 +326,7 @@ static CUresult register_host(uint64_t start, size_t length, unsigned int flags)
   if (ready != SUCCESS) return ready;
   if (start == 0 || length == 0 || start % PAGE != 0 || length % PAGE != 0 || flags > 0xf) return refuse(INVALID_VALUE);
   if (overlapping(1, start, length) != NULL) return refuse(ALREADY_REGISTERED);
-  add((range){NULL, current, start, length, 1, 0});
+  add((range){NULL, current, start, length, 1, 0, 0});
   return SUCCESS;
 }
 
@@ -334,6 +351,15 @@ CUresult cuMemHostUnregister(void *start) {
   LOCKED(unregister_host((uint64_t)start));
 }
 
+/*
+ * "API synchronization behavior" of the manual: a copy on the device, and one from memory that is not registered, may go on after the call
+ * has returned, and whoever reads the memory on another way sees what was there before. Nobody here wants that.
+ */
+static CUresult synchronous(const range *to, const range *from) {
+  int late = to != NULL && !to->registered && (from == NULL || !from->registered);
+  return late && !to->synchronous ? refuse(INVALID_VALUE) : SUCCESS;
+}
+
 /* `to_device` and `from_device` say which of the two are device memory. Both are in flight while a planned delay passes. */
 static CUresult copy(const char *name, uint64_t to, int to_device, uint64_t from, int from_device, size_t length) {
   stub_plan plan = stub_enter(name);
@@ -344,6 +370,7 @@ static CUresult copy(const char *name, uint64_t to, int to_device, uint64_t from
     result = to_device ? device_range(to, length, &used[0]) : host_range((void *)to, length, &used[0]);
   if (result == SUCCESS && length > 0)
     result = from_device ? device_range(from, length, &used[1]) : host_range((void *)from, length, &used[1]);
+  if (result == SUCCESS && length > 0) result = synchronous(used[0], used[1]);
   if (result == SUCCESS)
     for (int each = 0; each < 2; each++)
       if (used[each] != NULL) used[each]->in_flight += 1;
@@ -377,15 +404,16 @@ void stub_cuda_fail(const char *name, int nth, int code) { stub_schedule(name, n
 /* The delay of a copy passes while the memory is in use, that of any other call before it is looked at. */
 void stub_cuda_delay(const char *name, int nth, int millis) { stub_schedule(name, nth, 0, 0, millis); }
 
-/* 0: allocations · 1: registered host ranges · 2: retained contexts · 3: calls refused as mistakes of the caller */
+/* 0: allocations · 1: registered host ranges · 2: retained contexts · 3: calls refused as mistakes of the caller · 4: calls in their delay */
 int stub_cuda_alive(int what) {
-  int counts[4] = {0, 0, 0, 0};
+  int counts[5] = {0, 0, 0, 0, 0};
   pthread_mutex_lock(&stub_mutex);
   for (range *each = ranges; each != NULL; each = each->next) counts[each->registered] += 1;
   for (CUcontext each = contexts; each != NULL; each = each->next) counts[2] += each->retained;
   counts[3] = refusals;
+  counts[4] = __atomic_load_n(&stub_delayed, __ATOMIC_SEQ_CST);
   pthread_mutex_unlock(&stub_mutex);
-  return what < 0 || what > 3 ? -1 : counts[what];
+  return what < 0 || what > 4 ? -1 : counts[what];
 }
 
 /* Forgets everything but contexts that threads may have as their current one; those are destroyed. No thread may be in a call. */

@@ -32,6 +32,8 @@ typedef struct {
 } stub_plan;
 
 static stub_fault *stub_faults;
+/* Calls that are in their delay. */
+static int stub_delayed;
 
 static inline void stub_schedule(const char *name, int nth, int fails, int64_t code, int millis) {
   stub_fault *fault = malloc(sizeof *fault);
@@ -78,9 +80,12 @@ static inline stub_plan stub_enter(const char *name) {
 }
 
 static inline void stub_sleep(int millis) {
+  if (millis <= 0) return;
   struct timespec rest = {millis / 1000, (millis % 1000) * 1000000L};
-  while (millis > 0 && nanosleep(&rest, &rest) != 0) {
+  __atomic_add_fetch(&stub_delayed, 1, __ATOMIC_SEQ_CST);
+  while (nanosleep(&rest, &rest) != 0) {
   }
+  __atomic_sub_fetch(&stub_delayed, 1, __ATOMIC_SEQ_CST);
 }
 
 #endif
