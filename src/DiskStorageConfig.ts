@@ -151,6 +151,17 @@ export const cudaLibrary: Config.Config<string> = Config.withDefault(
 )
 
 /**
+ * `DISK_STORAGE_NIXL_LIBRARY`: path or soname of the library of NIXL's C API; `libnixl_capi.so` when unset.
+ *
+ * @since 0.1.0
+ * @category configs
+ */
+export const nixlLibrary: Config.Config<string> = Config.withDefault(
+  variable("DISK_STORAGE_NIXL_LIBRARY", "the path of a library", Option.some),
+  "libnixl_capi.so"
+)
+
+/**
  * The options of a storage from all of these variables. The size is `DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS` × `blockBytes`
  * when that number is set and above 0, else `DYN_KVBM_DISK_CACHE_GB`, else `size` (bytes); with none of them it is a
  * `ConfigError`, as is a number of blocks without `blockBytes`.

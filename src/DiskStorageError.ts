@@ -974,6 +974,88 @@ export class LengthMismatch extends Schema.TaggedError<LengthMismatch>(id("Lengt
   }
 }
 
+/** What to do about a status of NIXL's C API, by its name. */
+const nixlRemedies: { readonly [name: string]: string } = {
+  IN_PROG: "A request was still in progress where it must have ended: this is a mistake of NIXL or of this service.",
+  INVALID_PARAM:
+    "NIXL does not take an argument: look at the name of the backend and at its parameters, and at the log of NIXL (NIXL_LOG_LEVEL=INFO).",
+  BACKEND:
+    "The backend refused or failed: NIXL's log says why (NIXL_LOG_LEVEL=INFO). GDS and GDS_MT need cuFile and exclude each other, POSIX needs libaio or io_uring; plugins are found by NIXL_PLUGIN_DIR.",
+  INVALID_STATE:
+    "Something was used before it was ready or after it was gone: keep the layer open for as long as it is used.",
+  EXCEPTION: "NIXL threw an exception: look at its log (NIXL_LOG_LEVEL=INFO).",
+  NO_TELEMETRY: "Telemetry is off in this agent: nothing else is affected.",
+  NOT_FOUND: "No backend of this agent takes that kind of memory: device memory needs GDS or GDS_MT (option backends).",
+  EMFILE: "Raise the limit of open files (ulimit -n), or release storages."
+}
+
+/**
+ * NIXL cannot be used here: the library of its C API cannot be loaded, or is another one.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class NixlUnavailable extends Schema.TaggedError<NixlUnavailable>(id("NixlUnavailable"))(
+  "NixlUnavailable",
+  { library: Schema.String, reason: Schema.String }
+) {
+  override get message(): string {
+    return `NIXL cannot be used here (${this.library}): ${this.reason}. Install NIXL 1.0 or later; DISK_STORAGE_NIXL_LIBRARY, or the option library, names the library of its C API.`
+  }
+}
+
+/**
+ * A call of NIXL's C API failed. After a failed transfer its range in the file, or in memory, is undefined.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class NixlFailed extends Schema.TaggedError<NixlFailed>(id("NixlFailed"))(
+  "NixlFailed",
+  {
+    /** The exported function, such as `nixl_capi_register_mem`. */
+    call: Schema.String,
+    /** Of `nixl_capi_status_t`; −errno where the call was one of libc. */
+    status: Schema.Number,
+    name: Schema.Literal(
+      "SUCCESS",
+      "IN_PROG",
+      "INVALID_PARAM",
+      "BACKEND",
+      "INVALID_STATE",
+      "EXCEPTION",
+      "NO_TELEMETRY",
+      "NOT_FOUND",
+      "EMFILE",
+      "UNKNOWN"
+    ),
+    /** What it was about: a backend, a file, memory, a transfer. */
+    target: Schema.String
+  }
+) {
+  override get message(): string {
+    const remedy = nixlRemedies[this.name]
+    return `${this.call} failed for ${this.target}: ${this.name} (${this.status}).${
+      remedy === undefined ? "" : ` ${remedy}`
+    }`
+  }
+}
+
+/**
+ * A registration with NIXL, or the service itself, was used after its end. Nothing was called.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class NixlClosed extends Schema.TaggedError<NixlClosed>(id("NixlClosed"))(
+  "NixlClosed",
+  { what: Schema.String }
+) {
+  override get message(): string {
+    return `${this.what} is not registered with NIXL any more. Keep its Scope open for as long as it is used, and register again.`
+  }
+}
+
 /**
  * What `DiskStorage.make` fails with.
  *
@@ -1096,6 +1178,22 @@ export type DeviceTransferError =
   | DevicePathUnavailable
 
 /**
+ * What a transfer through NIXL fails with.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export type NixlTransferError =
+  | NixlFailed
+  | NixlClosed
+  | StorageClosed
+  | OutOfBounds
+  | Misaligned
+  | BufferBusy
+  | IoStalled
+  | InvalidOption
+
+/**
  * Every error of this module.
  *
  * @since 0.1.0
@@ -1125,6 +1223,8 @@ export type DiskStorageError =
   | CudaUnavailable
   | CopyError
   | DevicePathUnavailable
+  | NixlUnavailable
+  | NixlTransferError
 
 const classes = [
   DevicePathUnavailable,
@@ -1173,7 +1273,10 @@ const classes = [
   CudaUnavailable,
   CudaFailed,
   DeviceMemoryFreed,
-  LengthMismatch
+  LengthMismatch,
+  NixlUnavailable,
+  NixlFailed,
+  NixlClosed
 ]
 
 /**

@@ -73,6 +73,10 @@ export * as LinuxSyscalls from "./LinuxSyscalls.js"
 /**
  * @since 0.1.0
  */
+export * as Nixl from "./Nixl.js"
+/**
+ * @since 0.1.0
+ */
 export * as NodeIo from "./NodeIo.js"
 /**
  * @since 0.1.0

@@ -112,6 +112,17 @@ const samples = [
   ],
   [Errors.NoStorageLeft, new Errors.NoStorageLeft({ paths: ["/tmp/a", "/tmp/b"] }), "/tmp/a, /tmp/b"],
   [Errors.StoreClosed, new Errors.StoreClosed({}), "is released"],
+  [
+    Errors.NixlUnavailable,
+    new Errors.NixlUnavailable({ library: "libnixl_capi.so", reason: "no" }),
+    "DISK_STORAGE_NIXL_LIBRARY"
+  ],
+  [
+    Errors.NixlFailed,
+    new Errors.NixlFailed({ call: "nixl_capi_register_mem", status: -2, name: "BACKEND", target: path }),
+    "BACKEND (-2)"
+  ],
+  [Errors.NixlClosed, new Errors.NixlClosed({ what: path }), path],
   [Errors.SweepFailed, new Errors.SweepFailed({ directory: "/tmp/a", cause }), "/tmp/a was not swept"],
   [Errors.BudgetExceeded, new Errors.BudgetExceeded({ requested: 3, available: 2, budget: 4 }), "budget of 4"],
   [Errors.LayoutOverflow, new Errors.LayoutOverflow({ quantity: "totalBytes", bytes: 1e16 }), "The totalBytes"],

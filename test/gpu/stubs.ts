@@ -166,3 +166,65 @@ export const cuFileControl = (path: string): CuFileControl => {
     reset: library.func("stub_cufile_reset", "void", [])
   }
 }
+
+export interface NixlAlive {
+  readonly agents: number
+  readonly backends: number
+  /** Parameters, strings and lists. */
+  readonly lists: number
+  readonly requests: number
+  readonly files: number
+  readonly memory: number
+}
+
+/** The schedule and the counts of the stub of NIXL; `name` is the exported one. */
+export interface NixlControl {
+  /** The `nth` call from now on, from 1, answers `status` and does nothing; with 0 each does. */
+  readonly fail: (name: string, nth: number, status: number) => void
+  readonly delay: (name: string, nth: number, millis: number) => void
+  /** What becomes of the next request that is posted. */
+  readonly transfer: (
+    fate: { readonly error?: number; readonly late?: number; readonly never?: boolean; readonly short?: boolean }
+  ) => void
+  /** What was never to end ends now. */
+  readonly end: (status: number) => void
+  readonly alive: () => NixlAlive
+  /** Calls that were refused as mistakes of the caller, and how often a status was asked for. */
+  readonly refusals: () => number
+  readonly looks: () => number
+  /** The descriptor that a file is registered by, −1 when none is. */
+  readonly registeredFd: () => number
+  readonly parameter: () => string
+  readonly reset: () => void
+}
+
+export const nixlControl = (path: string): NixlControl => {
+  const library = koffi.load(path)
+  const count: (what: number) => number = library.func("stub_nixl_alive", "int", ["int"])
+  const transfer: (...args: ReadonlyArray<number>) => void = library.func("stub_nixl_transfer", "void", [
+    "int",
+    "int",
+    "int",
+    "int"
+  ])
+  return {
+    fail: library.func("stub_nixl_fail", "void", ["str", "int", "int"]),
+    delay: library.func("stub_nixl_delay", "void", ["str", "int", "int"]),
+    transfer: ({ error = 0, late = 0, never = false, short = false }) =>
+      transfer(error, late, Number(never), Number(short)),
+    end: library.func("stub_nixl_end", "void", ["int"]),
+    alive: () => ({
+      agents: count(0),
+      backends: count(1),
+      lists: count(2),
+      requests: count(3),
+      files: count(4),
+      memory: count(5)
+    }),
+    refusals: () => count(6),
+    looks: () => count(7),
+    registeredFd: library.func("stub_nixl_registered_fd", "int", []),
+    parameter: library.func("stub_nixl_parameter", "str", []),
+    reset: library.func("stub_nixl_reset", "void", [])
+  }
+}
