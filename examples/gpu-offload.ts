@@ -19,6 +19,7 @@ import * as Data from "effect/Data"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
 import { execFileSync } from "node:child_process"
 import { mkdtempSync, rmSync } from "node:fs"
@@ -122,5 +123,7 @@ const program = Effect.gen(function*() {
 program.pipe(
   Effect.scoped,
   Effect.provide(Layer.merge(Linux.layer, NodeContext.layer)),
-  ProcessRuntime.runMain()
+  // The decision is printed, and need not be logged.
+  Effect.provide(Logger.remove(Logger.defaultLogger)),
+  ProcessRuntime.runMain({ disablePrettyLogger: true })
 )

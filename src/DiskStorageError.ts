@@ -1152,7 +1152,9 @@ export class DevicePathUnavailable extends Schema.TaggedError<DevicePathUnavaila
   { reasons: Schema.Array(Schema.String) }
 ) {
   override get message(): string {
-    return `There is no path between storages and a GPU here: ${this.reasons.join("; ")}. Keep the blocks in host memory, or see effect-disk-storage doctor.`
+    return `There is no path between storages and a GPU here: ${
+      this.reasons.join("; ")
+    }. Keep the blocks in host memory, or see effect-disk-storage doctor.`
   }
 }
 

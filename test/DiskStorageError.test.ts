@@ -7,7 +7,11 @@ const path = "/tmp/dynamo-kvbm-disk-cache-eds-abcdef"
 const cause = new SyscallError({ syscall: "fallocate", errno: 28, code: "ENOSPC", fd: 7 })
 
 const samples = [
-  [Errors.DevicePathUnavailable, new Errors.DevicePathUnavailable({ reasons: ["no GPU", "no cuFile"] }), "no GPU; no cuFile"],
+  [
+    Errors.DevicePathUnavailable,
+    new Errors.DevicePathUnavailable({ reasons: ["no GPU", "no cuFile"] }),
+    "no GPU; no cuFile"
+  ],
   [
     Errors.PlatformNotSupported,
     new Errors.PlatformNotSupported({ platform: "darwin", arch: "arm64", reason: "no" }),

@@ -6,6 +6,7 @@ import * as Either from "effect/Either"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
 import { readFileSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
@@ -22,7 +23,8 @@ import { cudaControl, describeStubs } from "./stubs.js"
 const mebibyte = 1024 * 1024
 const directory = tmpdir()
 
-const Services = Layer.merge(Linux.layer, NodeContext.layer)
+/** Each decision is logged. */
+const Services = Layer.mergeAll(Linux.layer, NodeContext.layer, Logger.remove(Logger.defaultLogger))
 
 describeStubs("the path to a device", ({ cuda, cufile }) => {
   const stub = cudaControl(cuda)
