@@ -352,7 +352,9 @@ const life = (lives: Lives, options: StoreLife, kept: boolean): Effect.Effect<vo
       }
       const [first, ...others] = storages
       if (first === undefined) return yield* Effect.dieMessage("a store has a storage")
-      if (!storages.some(({ keptAt }) => keptAt?.takenUp === true)) {
+      // What could not be taken up stays where it is, for a later life.
+      const isLeft = world.leaks.files.some((path) => world.keptAt.has(path))
+      if (!isLeft && !storages.some(({ keptAt }) => keptAt?.takenUp === true)) {
         versions.remove(allHashes, world.tick(), world.tick())
       }
       const store = yield* BlockStore.make([first, ...others], {
