@@ -29,6 +29,8 @@ interface Offloaded {
 class Versions {
   private readonly offloaded = allHashes.map((): Array<Offloaded> => [])
   private readonly removed = allHashes.map((): Array<{ readonly began: number; readonly ended: number }> => [])
+  /** What was kept could not be taken up, and stays for a later life, whatever comes between. */
+  comeBack = false
 
   begin(hash: number, version: number, now: number): Offloaded {
     const entry: Offloaded = { version, began: now, ended: Infinity, outcome: "open" }
@@ -44,6 +46,7 @@ class Versions {
     const all = this.offloaded[hash] ?? []
     const entry = all.find((one) => one.version === version)
     if (entry === undefined || entry.outcome === "refused" || entry.began > ended) return false
+    if (this.comeBack) return true
     const over = (later: { readonly began: number; readonly ended: number }) =>
       later.began > entry.ended && later.ended < began
     return !(this.removed[hash] ?? []).some(over) && !all.some((one) => one.outcome === "stored" && over(one))
@@ -354,6 +357,7 @@ const life = (lives: Lives, options: StoreLife, kept: boolean): Effect.Effect<vo
       if (first === undefined) return yield* Effect.dieMessage("a store has a storage")
       if (!storages.some(({ keptAt }) => keptAt?.takenUp === true)) {
         versions.remove(allHashes, world.tick(), world.tick())
+        versions.comeBack ||= world.leaks.files.some((path) => world.keptAt.has(path))
       }
       const store = yield* BlockStore.make([first, ...others], {
         blockBytes: pageBytes,
