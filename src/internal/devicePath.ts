@@ -165,6 +165,11 @@ const blocksOf = (
     }
   })
 
+/** Why a path is not taken. */
+interface Refusal {
+  readonly message: string
+}
+
 const pattern = (bytes: Uint8Array): void => {
   for (let at = 0; at < bytes.byteLength; at++) bytes[at] = (at * 31 + (at >> 8)) % 251
 }
@@ -187,7 +192,7 @@ const probe = (
     const back = yield* AlignedBuffer.make(probeBytes)
     yield* memory.copyToHost(received, back)
     const wrong = back.bytes.findIndex((byte, at) => byte !== host.bytes[at])
-    if (wrong >= 0) return yield* Effect.fail(new Error(`byte ${wrong} came back wrong`))
+    if (wrong >= 0) return yield* Effect.fail<Refusal>({ message: `byte ${wrong} came back wrong` })
   }))
 
 const unavailable = (reasons: ReadonlyArray<string>, improvements: ReadonlyArray<string>): DevicePath => {
@@ -267,7 +272,7 @@ const open = (
   kind: Tried,
   means: Means,
   verdict: DirectIo.GpuVerdict
-): Effect.Effect<Transfers, { readonly message: string }, Scope.Scope> => {
+): Effect.Effect<Transfers, Refusal, Scope.Scope> => {
   if (kind === "host-staged") return hostStaged(means)
   if (Option.isNone(means.cuFile)) return Effect.fail({ message: "there is no cuFile" })
   const cuFile = means.cuFile.value
