@@ -79,6 +79,15 @@ interface Lives {
   rotten: boolean
 }
 
+interface Leased {
+  readonly lease: BlockStore.Lease
+  readonly scope: Scope.CloseableScope
+  /** Before it was leased. */
+  readonly since: number
+  /** That it was read as; −1 before that. */
+  version: number
+}
+
 class Used {
   readonly world: World
   readonly versions: Versions
@@ -93,8 +102,7 @@ class Used {
   get rotten(): boolean {
     return this.lives.rotten
   }
-  readonly leases: Array<{ readonly lease: BlockStore.Lease; readonly scope: Scope.CloseableScope; version: number }> =
-    []
+  readonly leases: Array<Leased> = []
 
   constructor(
     lives: Lives,
@@ -206,7 +214,7 @@ const onboard = (used: Used, hashes: ReadonlyArray<number>) =>
   })
 
 /** What is read through a lease is what was there when it began. */
-const readLeased = (used: Used, leased: Used["leases"][number], leasedSince: number) =>
+const readLeased = (used: Used, leased: Leased) =>
   Effect.gen(function*() {
     const { store, world } = used
     const into = yield* memory(store.blockBytes)
@@ -222,7 +230,7 @@ const readLeased = (used: Used, leased: Used["leases"][number], leasedSince: num
     }
     const version = leased.version >= 0
       ? versionOf(into.bytes, hash)
-      : found(used, hash, into.bytes, leasedSince, "lease")
+      : found(used, hash, into.bytes, leased.since, "lease")
     world.holds(
       "leases",
       leased.version < 0 || leased.version === version,
@@ -259,9 +267,9 @@ const perform = (used: Used, step: BlockStep): Effect.Effect<void, unknown> =>
               ...(yield* Effect.forEach(hashes, (hash) => Scope.extend(store.leasePrefix([hash]), scope))).flat()
             ]
             for (const lease of leases) {
-              const leased = { lease, scope, version: -1 }
+              const leased = { lease, scope, since: began, version: -1 }
               used.leases.push(leased)
-              yield* Effect.ignore(restore(readLeased(used, leased, began)))
+              yield* Effect.ignore(restore(readLeased(used, leased)))
             }
           })
         )
@@ -297,10 +305,7 @@ const turn = Effect.async<void>((resume) => void setImmediate(() => resume(Effec
 const settled = (used: Used) =>
   Effect.gen(function*() {
     const { store, storages, world } = used
-    for (const { lease, scope } of used.leases) {
-      const began = world.tick()
-      yield* readLeased(used, used.leases.find((one) => one.lease === lease) ?? { lease, scope, version: -1 }, began)
-    }
+    for (const leased of used.leases) yield* readLeased(used, leased)
     for (const { scope } of used.leases) yield* Scope.close(scope, Exit.void)
     const account = Effect.gen(function*() {
       // The blocks of storages that were taken out leave bit by bit.
