@@ -121,12 +121,45 @@ export const ioEngine: Config.Config<"auto" | "io_uring" | "aio" | "node"> = Con
 )
 
 /**
+ * `DISK_STORAGE_CUFILE_LIBRARY`: path or soname of cuFile; `libcufile.so.0` when unset.
+ *
+ * @since 0.1.0
+ * @category configs
+ */
+export const cuFileLibrary: Config.Config<string> = Config.withDefault(
+  variable("DISK_STORAGE_CUFILE_LIBRARY", "the path of a library", Option.some),
+  "libcufile.so.0"
+)
+
+/**
  * `DISK_STORAGE_TRUST_DIRECTORY`: whether to use the directory whoever else may write to it.
  *
  * @since 0.1.0
  * @category configs
  */
 export const trustDirectory: Config.Config<boolean> = boolean("DISK_STORAGE_TRUST_DIRECTORY")
+
+/**
+ * `DISK_STORAGE_CUDA_LIBRARY`: path or soname of the CUDA driver library; `libcuda.so.1` when unset.
+ *
+ * @since 0.1.0
+ * @category configs
+ */
+export const cudaLibrary: Config.Config<string> = Config.withDefault(
+  variable("DISK_STORAGE_CUDA_LIBRARY", "the path of a library", Option.some),
+  "libcuda.so.1"
+)
+
+/**
+ * `DISK_STORAGE_NIXL_LIBRARY`: path or soname of the library of NIXL's C API; `libnixl_capi.so` when unset.
+ *
+ * @since 0.1.0
+ * @category configs
+ */
+export const nixlLibrary: Config.Config<string> = Config.withDefault(
+  variable("DISK_STORAGE_NIXL_LIBRARY", "the path of a library", Option.some),
+  "libnixl_capi.so"
+)
 
 /**
  * The options of a storage from all of these variables. The size is `DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS` × `blockBytes`

@@ -5,6 +5,7 @@
  * @since 0.1.0
  */
 import * as Schema from "effect/Schema"
+import { cuFileErrorOf } from "./internal/cuFileErrors.js"
 import { errnos, SyscallError } from "./Syscalls.js"
 
 const id = <const Name extends string>(name: Name) => `effect-disk-storage/${name}` as const
@@ -348,7 +349,7 @@ export class OutOfBounds extends Schema.TaggedError<OutOfBounds>(id("OutOfBounds
   { offset: Schema.Number, length: Schema.Number, size: Schema.Number }
 ) {
   override get message(): string {
-    return `${this.length} bytes at offset ${this.offset} are outside the storage's ${this.size} bytes. Offsets and lengths are whole, non-negative numbers.`
+    return `${this.length} bytes at offset ${this.offset} are outside the ${this.size} bytes that there are. Offsets and lengths are whole, non-negative numbers.`
   }
 }
 
@@ -616,6 +617,84 @@ export class SweepFailed extends Schema.TaggedError<SweepFailed>(id("SweepFailed
 }
 
 /**
+ * cuFile cannot be used here: a library does not load, the driver does not open, or the CUDA context cannot be taken. `code` is that of
+ * cuFile (5001 and above) or of CUDA, where one of them answered.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class CuFileUnavailable extends Schema.TaggedError<CuFileUnavailable>(id("CuFileUnavailable"))(
+  "CuFileUnavailable",
+  { library: Schema.String, reason: Schema.String, code: Schema.optional(Schema.Number) }
+) {
+  override get message(): string {
+    const remedy = this.code === undefined || this.code <= 5000 ? undefined : cuFileErrorOf(this.code).remedy
+    return `cuFile (${this.library}) cannot be used: ${this.reason}. ${
+      remedy ??
+        "Install libcufile and the NVIDIA driver, or name the libraries (DISK_STORAGE_CUFILE_LIBRARY, DISK_STORAGE_CUDA_LIBRARY)"
+    }; without it, data goes through host memory.`
+  }
+}
+
+/**
+ * A call of cuFile failed. `code` is its number (5001 and above) and `name` what that is called; −1 is an error of the filesystem, in `errno`,
+ * and 0 a transfer that moved nothing and reported no error. `cudaCode` is the CUDA driver's, where the code is 5011. Of a transfer:
+ * `bytesDone` of `length` bytes at `offset` were transferred before; the rest is undefined.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class CuFileFailed extends Schema.TaggedError<CuFileFailed>(id("CuFileFailed"))(
+  "CuFileFailed",
+  {
+    call: Schema.String,
+    code: Schema.Number,
+    name: Schema.String,
+    errno: Schema.optional(Schema.Number),
+    cudaCode: Schema.optional(Schema.Number),
+    path: Schema.optional(Schema.String),
+    offset: Schema.optional(Schema.Number),
+    length: Schema.optional(Schema.Number),
+    bytesDone: Schema.optional(Schema.Number)
+  }
+) {
+  override get message(): string {
+    const { bytesDone, call, code, cudaCode, errno, length, name, offset, path } = this
+    const range = length === undefined
+      ? ""
+      : ` of ${length} bytes${offset === undefined ? "" : ` at offset ${offset}`}${
+        bytesDone === undefined || bytesDone === 0 ? "" : ` after ${bytesDone} bytes`
+      }`
+    const where = `${call}${range}${path === undefined ? "" : ` on ${path}`}`
+    if (code === 0) return `${where} transferred nothing and reported no error. Treat the range as lost.`
+    if (code === -1) {
+      return `${where} failed: ${name} (errno ${errno}). Look at the kernel's log, and treat the range as lost.`
+    }
+    const { remedy, what } = cuFileErrorOf(code)
+    const cuda = cudaCode === undefined ? "" : `; CUDA error ${cudaCode}`
+    return `${where} failed: ${name} (${code}), ${what}${cuda}.${remedy === undefined ? "" : ` ${remedy}.`}`
+  }
+}
+
+/**
+ * What was asked of cuFile needs what is released: the `handle` of a storage that was deregistered, or the `driver`, whose layer has ended.
+ * Nothing was called.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class CuFileReleased extends Schema.TaggedError<CuFileReleased>(id("CuFileReleased"))(
+  "CuFileReleased",
+  { what: Schema.Literal("handle", "driver"), path: Schema.optional(Schema.String) }
+) {
+  override get message(): string {
+    return this.what === "handle"
+      ? `The cuFile handle of ${this.path} is deregistered. Register the storage again, and use the handle of that registration.`
+      : "The cuFile driver is closed. Keep the Scope of the CuFile layer open for as long as it is used."
+  }
+}
+
+/**
  * The allocator has handed out its budget. All in bytes.
  *
  * @since 0.1.0
@@ -792,6 +871,191 @@ export class IndexOutOfBounds extends Schema.TaggedError<IndexOutOfBounds>(id("I
   }
 }
 
+/** What to do about an error of the CUDA driver, by its number (`CUresult` of cuda.h). */
+const cudaRemedies: { readonly [code: number]: string } = {
+  1: "An argument is outside what was allocated or pinned: copy within one pinned range, and use memory only while its Scope is open.",
+  2: "Free device memory, ask for less, or look at who else uses the device (nvidia-smi); pinned memory is bounded by RLIMIT_MEMLOCK too.",
+  3: "The driver is not initialised, or has shut down with the process: keep the layer open for as long as it is used.",
+  4: "The driver is not initialised, or has shut down with the process: keep the layer open for as long as it is used.",
+  34: "The library is the stub of the toolkit: name the one of the driver (DISK_STORAGE_CUDA_LIBRARY).",
+  46: "Another process has the device for itself (nvidia-smi -q -d COMPUTE): end it, or use another device.",
+  100: "No GPU is visible: look at nvidia-smi and CUDA_VISIBLE_DEVICES, and give a container its GPUs (--gpus all).",
+  101: "There is no such device: look at nvidia-smi -L and CUDA_VISIBLE_DEVICES.",
+  201: "The context is gone or not current: something else has reset the device.",
+  214:
+    "The device has an ECC error that it could not correct (nvidia-smi -q -d ECC): restart the process, and have the device looked at.",
+  700: "Something on this device has touched memory that is not there. The context is lost: restart the process.",
+  709: "The context is gone or not current: something else has reset the device.",
+  712: "That memory is pinned already, by this process: pin each range once.",
+  713: "That memory is not pinned any more: something else has unpinned it.",
+  719: "Something that ran on this device has failed. The context is lost: restart the process.",
+  800: "The operation is not permitted to this process: look at RLIMIT_MEMLOCK and at the container's capabilities.",
+  801: "This device or platform cannot do that: go without pinned memory.",
+  802: "The system is not ready: start nvidia-fabricmanager on systems with NVSwitch, and try again.",
+  803:
+    "The library and the kernel module are of different driver versions: load the new module (reboot), or take the compat library out of the way.",
+  804: "The compat library does not support this device: take it out of LD_LIBRARY_PATH.",
+  999: "The driver does not say why: look at the kernel's log (Xid), and at whether nvidia_uvm is loaded."
+}
+
+/**
+ * The CUDA driver cannot be used here: its library cannot be loaded, it finds no device, it does not fit the kernel module, or the
+ * service was released. `code` is the driver's, where a call failed.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class CudaUnavailable extends Schema.TaggedError<CudaUnavailable>(id("CudaUnavailable"))(
+  "CudaUnavailable",
+  { library: Schema.String, reason: Schema.String, code: Schema.optional(Schema.Number) }
+) {
+  override get message(): string {
+    const remedy = this.code === undefined ? undefined : cudaRemedies[this.code]
+    return `CUDA cannot be used here (${this.library}): ${this.reason}.${remedy === undefined ? "" : ` ${remedy}`}`
+  }
+}
+
+/**
+ * A call of the CUDA driver failed. `name` is what the driver calls `code`. Some errors come from what ran on the device earlier.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class CudaFailed extends Schema.TaggedError<CudaFailed>(id("CudaFailed"))(
+  "CudaFailed",
+  {
+    /** The exported function, such as `cuMemAlloc_v2`. */
+    call: Schema.String,
+    code: Schema.Number,
+    name: Schema.String,
+    /** The ordinal of the device. */
+    device: Schema.Number
+  }
+) {
+  override get message(): string {
+    const remedy = cudaRemedies[this.code]
+    return `${this.call} failed on device ${this.device}: ${this.name} (${this.code}).${
+      remedy === undefined ? "" : ` ${remedy}`
+    }`
+  }
+}
+
+/**
+ * Device memory was used after the end of its Scope, or of the service's. Nothing was called.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class DeviceMemoryFreed extends Schema.TaggedError<DeviceMemoryFreed>(id("DeviceMemoryFreed"))(
+  "DeviceMemoryFreed",
+  {
+    /** The ordinal of the device. */
+    device: Schema.Number,
+    byteLength: Schema.Number
+  }
+) {
+  override get message(): string {
+    return `${this.byteLength} bytes of memory of device ${this.device} are freed. Keep their Scope open for as long as they are used.`
+  }
+}
+
+/**
+ * The two sides of a copy have different lengths, in bytes. Nothing was copied.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class LengthMismatch extends Schema.TaggedError<LengthMismatch>(id("LengthMismatch"))(
+  "LengthMismatch",
+  { from: Schema.Number, to: Schema.Number }
+) {
+  override get message(): string {
+    return `A copy from ${this.from} bytes to ${this.to} bytes was not begun: both have the same length. AlignedBuffer.slice and DeviceMemory.region name a part.`
+  }
+}
+
+/** What to do about a status of NIXL's C API, by its name. */
+const nixlRemedies: { readonly [name: string]: string } = {
+  IN_PROG: "A request was still in progress where it must have ended: this is a mistake of NIXL or of this service.",
+  INVALID_PARAM:
+    "NIXL does not take an argument: look at the name of the backend and at its parameters, and at the log of NIXL (NIXL_LOG_LEVEL=INFO).",
+  BACKEND:
+    "The backend refused or failed: NIXL's log says why (NIXL_LOG_LEVEL=INFO). GDS and GDS_MT need cuFile and exclude each other, POSIX needs libaio or io_uring; plugins are found by NIXL_PLUGIN_DIR.",
+  INVALID_STATE:
+    "Something was used before it was ready or after it was gone: keep the layer open for as long as it is used.",
+  EXCEPTION: "NIXL threw an exception: look at its log (NIXL_LOG_LEVEL=INFO).",
+  NO_TELEMETRY: "Telemetry is off in this agent: nothing else is affected.",
+  NOT_FOUND: "No backend of this agent takes that kind of memory: device memory needs GDS or GDS_MT (option backends).",
+  EMFILE: "Raise the limit of open files (ulimit -n), or release storages."
+}
+
+/**
+ * NIXL cannot be used here: the library of its C API cannot be loaded, or is another one.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class NixlUnavailable extends Schema.TaggedError<NixlUnavailable>(id("NixlUnavailable"))(
+  "NixlUnavailable",
+  { library: Schema.String, reason: Schema.String }
+) {
+  override get message(): string {
+    return `NIXL cannot be used here (${this.library}): ${this.reason}. Install NIXL 1.0 or later; DISK_STORAGE_NIXL_LIBRARY, or the option library, names the library of its C API.`
+  }
+}
+
+/**
+ * A call of NIXL's C API failed. After a failed transfer its range in the file, or in memory, is undefined.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class NixlFailed extends Schema.TaggedError<NixlFailed>(id("NixlFailed"))(
+  "NixlFailed",
+  {
+    /** The exported function, such as `nixl_capi_register_mem`. */
+    call: Schema.String,
+    /** Of `nixl_capi_status_t`; −errno where the call was one of libc. */
+    status: Schema.Number,
+    name: Schema.Literal(
+      "SUCCESS",
+      "IN_PROG",
+      "INVALID_PARAM",
+      "BACKEND",
+      "INVALID_STATE",
+      "EXCEPTION",
+      "NO_TELEMETRY",
+      "NOT_FOUND",
+      "EMFILE",
+      "UNKNOWN"
+    ),
+    /** What it was about: a backend, a file, memory, a transfer. */
+    target: Schema.String
+  }
+) {
+  override get message(): string {
+    const remedy = nixlRemedies[this.name]
+    return `${this.call} failed for ${this.target}: ${this.name} (${this.status}).${
+      remedy === undefined ? "" : ` ${remedy}`
+    }`
+  }
+}
+
+/**
+ * A registration with NIXL, or the service itself, was used after its end. Nothing was called.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class NixlClosed extends Schema.TaggedError<NixlClosed>(id("NixlClosed"))(
+  "NixlClosed",
+  { what: Schema.String }
+) {
+  override get message(): string {
+    return `${this.what} is not registered with NIXL any more. Keep its Scope open for as long as it is used, and register again.`
+  }
+}
+
 /**
  * What `DiskStorage.make` fails with.
  *
@@ -838,6 +1102,22 @@ export type TransferError = OperationError | OutOfBounds | Misaligned
 export type BytesError = StorageClosed | StorageDegraded | OutOfBounds | BufferUnavailable | IoFailed | IoStalled
 
 /**
+ * What a storage, or device memory, is not registered with cuFile for.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export type CuFileRegisterError = CuFileFailed | CuFileReleased | DuplicateKey | StorageClosed | StorageUnlinked
+
+/**
+ * What a transfer by cuFile fails with.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export type CuFileTransferError = CuFileFailed | CuFileReleased | StorageClosed | OutOfBounds | DeviceMemoryFreed
+
+/**
  * What a block layout is not made with.
  *
  * @since 0.1.0
@@ -862,6 +1142,60 @@ export type OffloadError = InvalidBlock | StoreFull | NoStorageLeft | StoreClose
 export type OnboardError = InvalidBlock | BlockNotFound | BlockCorrupted | StoreClosed | TransferError
 
 /**
+ * No bytes can be moved between storages and a device here; `reasons` say why, the decisive first.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class DevicePathUnavailable extends Schema.TaggedError<DevicePathUnavailable>(id("DevicePathUnavailable"))(
+  "DevicePathUnavailable",
+  { reasons: Schema.Array(Schema.String) }
+) {
+  override get message(): string {
+    return `There is no path between storages and a GPU here: ${
+      this.reasons.join("; ")
+    }. Keep the blocks in host memory, or see effect-disk-storage doctor.`
+  }
+}
+
+/**
+ * What a copy to, from or on a device fails with.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export type CopyError = CudaFailed | DeviceMemoryFreed | LengthMismatch | OutOfBounds | InvalidOption
+
+/**
+ * What a transfer between a storage and a device fails with.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export type DeviceTransferError =
+  | TransferError
+  | CopyError
+  | CuFileTransferError
+  | CuFileRegisterError
+  | DevicePathUnavailable
+
+/**
+ * What a transfer through NIXL fails with.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export type NixlTransferError =
+  | NixlFailed
+  | NixlClosed
+  | StorageClosed
+  | OutOfBounds
+  | Misaligned
+  | BufferBusy
+  | IoStalled
+  | InvalidOption
+
+/**
  * Every error of this module.
  *
  * @since 0.1.0
@@ -879,14 +1213,23 @@ export type DiskStorageError =
   | SweepFailed
   | DuplicateKey
   | ReleaseFailed
+  | CuFileUnavailable
+  | CuFileRegisterError
+  | CuFileTransferError
   | BudgetExceeded
   | LayoutOverflow
   | LayoutDoesNotFit
   | IndexOutOfBounds
   | OffloadError
   | OnboardError
+  | CudaUnavailable
+  | CopyError
+  | DevicePathUnavailable
+  | NixlUnavailable
+  | NixlTransferError
 
 const classes = [
+  DevicePathUnavailable,
   InvalidOption,
   DirectoryUnusable,
   DirectoryUnsafe,
@@ -916,6 +1259,9 @@ const classes = [
   SweepFailed,
   DuplicateKey,
   ReleaseFailed,
+  CuFileUnavailable,
+  CuFileFailed,
+  CuFileReleased,
   BudgetExceeded,
   LayoutOverflow,
   LayoutDoesNotFit,
@@ -925,7 +1271,14 @@ const classes = [
   BlockCorrupted,
   StoreFull,
   NoStorageLeft,
-  StoreClosed
+  StoreClosed,
+  CudaUnavailable,
+  CudaFailed,
+  DeviceMemoryFreed,
+  LengthMismatch,
+  NixlUnavailable,
+  NixlFailed,
+  NixlClosed
 ]
 
 /**

@@ -17,6 +17,18 @@ export * as BlockStore from "./BlockStore.js"
 /**
  * @since 0.1.0
  */
+export * as CuFile from "./CuFile.js"
+/**
+ * @since 0.1.0
+ */
+export * as DeviceMemory from "./DeviceMemory.js"
+/**
+ * @since 0.1.0
+ */
+export * as DevicePath from "./DevicePath.js"
+/**
+ * @since 0.1.0
+ */
 export * as DirectIo from "./DirectIo.js"
 /**
  * @since 0.1.0
@@ -58,6 +70,10 @@ export * as LinuxAio from "./LinuxAio.js"
  * @since 0.1.0
  */
 export * as LinuxSyscalls from "./LinuxSyscalls.js"
+/**
+ * @since 0.1.0
+ */
+export * as Nixl from "./Nixl.js"
 /**
  * @since 0.1.0
  */

@@ -8,6 +8,11 @@ const cause = new SyscallError({ syscall: "fallocate", errno: 28, code: "ENOSPC"
 
 const samples = [
   [
+    Errors.DevicePathUnavailable,
+    new Errors.DevicePathUnavailable({ reasons: ["no GPU", "no cuFile"] }),
+    "no GPU; no cuFile"
+  ],
+  [
     Errors.PlatformNotSupported,
     new Errors.PlatformNotSupported({ platform: "darwin", arch: "arm64", reason: "no" }),
     "darwin"
@@ -41,6 +46,18 @@ const samples = [
     "8192"
   ],
   [Errors.PrewriteRefused, new Errors.PrewriteRefused({ path, filesystem: "zfs", reason: "it copies" }), "it copies"],
+  [
+    Errors.CudaUnavailable,
+    new Errors.CudaUnavailable({ library: "libcuda.so.1", reason: "cuInit failed", code: 803 }),
+    "different driver versions"
+  ],
+  [
+    Errors.CudaFailed,
+    new Errors.CudaFailed({ call: "cuMemAlloc_v2", code: 2, name: "CUDA_ERROR_OUT_OF_MEMORY", device: 1 }),
+    "cuMemAlloc_v2 failed on device 1: CUDA_ERROR_OUT_OF_MEMORY (2). Free device memory"
+  ],
+  [Errors.DeviceMemoryFreed, new Errors.DeviceMemoryFreed({ device: 1, byteLength: 77 }), "77 bytes"],
+  [Errors.LengthMismatch, new Errors.LengthMismatch({ from: 77, to: 88 }), "77 bytes to 88 bytes"],
   [Errors.ForeignMemory, new Errors.ForeignMemory({ byteLength: 77 }), "77"],
   [Errors.BufferBusy, new Errors.BufferBusy({ operation: "read", offset: 4096, length: 77 }), "offset 4096"],
   [
@@ -54,6 +71,17 @@ const samples = [
     "the last 16 reads"
   ],
   [Errors.EngineUnavailable, new Errors.EngineUnavailable({ engine: "aio", reason: "no", cause }), "engine aio"],
+  [
+    Errors.CuFileUnavailable,
+    new Errors.CuFileUnavailable({ library: "libcufile.so.0", reason: "no", code: 5001 }),
+    "modprobe nvidia-fs"
+  ],
+  [
+    Errors.CuFileFailed,
+    new Errors.CuFileFailed({ call: "cuFileHandleRegister", code: 5020, name: "CU_FILE_DIO_NOT_SET", path }),
+    "CU_FILE_DIO_NOT_SET (5020), O_DIRECT is not set. Make the storage with directIo"
+  ],
+  [Errors.CuFileReleased, new Errors.CuFileReleased({ what: "handle", path }), `handle of ${path} is deregistered`],
   [Errors.StorageClosed, new Errors.StorageClosed({ path }), path],
   [Errors.StorageUnlinked, new Errors.StorageUnlinked({ path, key: "Nixl" }), "Nixl"],
   [Errors.OutOfBounds, new Errors.OutOfBounds({ offset: 1, length: 2, size: 3 }), "2 bytes at offset 1"],
@@ -88,6 +116,17 @@ const samples = [
   ],
   [Errors.NoStorageLeft, new Errors.NoStorageLeft({ paths: ["/tmp/a", "/tmp/b"] }), "/tmp/a, /tmp/b"],
   [Errors.StoreClosed, new Errors.StoreClosed({}), "is released"],
+  [
+    Errors.NixlUnavailable,
+    new Errors.NixlUnavailable({ library: "libnixl_capi.so", reason: "no" }),
+    "DISK_STORAGE_NIXL_LIBRARY"
+  ],
+  [
+    Errors.NixlFailed,
+    new Errors.NixlFailed({ call: "nixl_capi_register_mem", status: -2, name: "BACKEND", target: path }),
+    "BACKEND (-2)"
+  ],
+  [Errors.NixlClosed, new Errors.NixlClosed({ what: path }), path],
   [Errors.SweepFailed, new Errors.SweepFailed({ directory: "/tmp/a", cause }), "/tmp/a was not swept"],
   [Errors.BudgetExceeded, new Errors.BudgetExceeded({ requested: 3, available: 2, budget: 4 }), "budget of 4"],
   [Errors.LayoutOverflow, new Errors.LayoutOverflow({ quantity: "totalBytes", bytes: 1e16 }), "The totalBytes"],

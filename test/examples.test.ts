@@ -63,6 +63,18 @@ describe("examples", { timeout: 120_000 }, () => {
     assert.include(stdout + stderr, "DYN_KVBM_DISK_CACHE_GB")
   })
 
+  it("gpu-offload, without a GPU and over the stub libraries", async () => {
+    const none = { DISK_STORAGE_CUDA_LIBRARY: "/nowhere/libcuda.so.1" }
+    const without = await run("gpu-offload", none)
+    assert.strictEqual(without.status, 0, without.stderr)
+    assert.include(without.stdout, "unavailable")
+    assert.include(without.stdout, "/nowhere/libcuda.so.1")
+    const stubs = await run("gpu-offload", none, "--stubs")
+    assert.strictEqual(stubs.status, 0, stubs.stderr)
+    assert.include(stubs.stdout, "host memory, no GPU")
+    assert.include(stubs.stdout, "every byte is the one that was put into the device")
+  })
+
   it("as-a-layer", async () => {
     const { status, stderr, stdout } = await run("as-a-layer")
     assert.strictEqual(status, 0, stderr)

@@ -117,7 +117,9 @@ const tried = (profile: SimulatedSyscalls.Profile, policy: Policy, baseline: His
       return calls.filter(({ syscall }) => syscall === "fallocate")
     }
     if (policy.directIo === "preferred" && alike(yield* like({ ...policy, directIo: "required" }))) {
-      return calls.filter(({ syscall }) => syscall === "fcntlSetFlags" || syscall === "fcntlGetFlags" || syscall === "open")
+      return calls.filter(({ syscall }) =>
+        syscall === "fcntlSetFlags" || syscall === "fcntlGetFlags" || syscall === "open"
+      )
     }
     if (policy.earlyUnlink !== true) return calls
     const late = made(yield* like({ ...policy, earlyUnlink: false }))

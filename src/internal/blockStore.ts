@@ -35,7 +35,7 @@ import {
   StoreClosed,
   StoreFull
 } from "../DiskStorageError.js"
-import type { IoEngine, Results } from "../IoEngine.js"
+import type { IoEngine } from "../IoEngine.js"
 import * as OffloadFilter from "../OffloadFilter.js"
 import type { Syscalls } from "../Syscalls.js"
 import { region } from "./alignedBuffer.js"
@@ -45,6 +45,7 @@ import * as checksums from "./blockChecksum.js"
 import { BlockEvents } from "./blockEvents.js"
 import { BlockIndex, priorities } from "./blockIndex.js"
 import * as restart from "./blockRestart.js"
+import { BlockResults } from "./blockResults.js"
 import * as diskStorage from "./diskStorage.js"
 import { makeDoor } from "./door.js"
 import { wholeNumber } from "./engineOptions.js"
@@ -75,46 +76,6 @@ const invalidHash = (hash: bigint) =>
 const stored = Either.right("stored" as const)
 const duplicate = Either.right("duplicate" as const)
 const filtered = Either.right("filtered" as const)
-
-/** What became of each block; errors are made when they are looked at, since a miss is nothing unusual. */
-class BlockResults<A, E> implements Results<E, A> {
-  readonly outcomes: Array<Either.Either<A, () => E> | undefined>
-  private readonly otherwise: () => E
-
-  /** `otherwise`: of a block that was not begun. */
-  constructor(length: number, otherwise: () => E) {
-    this.outcomes = Array.from({ length })
-    this.otherwise = otherwise
-  }
-
-  get length(): number {
-    return this.outcomes.length
-  }
-
-  /** Blocks that were written or read. */
-  get moved(): number {
-    let moved = 0
-    for (const outcome of this.outcomes) {
-      if (outcome === undefined || Either.isLeft(outcome)) continue
-      const what: unknown = outcome.right
-      if (what !== "duplicate" && what !== "filtered") moved += 1
-    }
-    return moved
-  }
-
-  get(index: number): Either.Either<A, E> {
-    if (!(index in this.outcomes)) throw new RangeError(`a batch of ${this.length} blocks has no block ${index}`)
-    return Either.mapLeft(this.outcomes[index] ?? Either.left(this.otherwise), (make) => make())
-  }
-
-  get failures(): ReadonlyArray<{ readonly index: number; readonly error: E }> {
-    return this.outcomes.flatMap((outcome, index) =>
-      outcome !== undefined && Either.isRight(outcome)
-        ? []
-        : Either.match(this.get(index), { onLeft: (error) => [{ index, error }], onRight: () => [] })
-    )
-  }
-}
 
 /** What of the counts are metrics, too. */
 const metricEvents = ["hits", "misses", "stored", "evicted", "corrupted", "failed"] as const

@@ -1,12 +1,12 @@
-/** The way in and out of a storage. */
+/** The way in and out of what is released once and used until then. */
 import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import { StorageClosed } from "../DiskStorageError.js"
 
 type Restore = <A, E, R>(effect: Effect.Effect<A, E, R>) => Effect.Effect<A, E, R>
 
-/** The way in and out of a storage: counts what is inside, so that release can close the door and wait until all have left. */
-export const makeDoor = (path: string) => {
+/** Counts what is inside, so that release can close the door and wait until all have left; who comes later is `refused`. */
+export const makeDoorOf = <Refused>(refused: () => Refused) => {
   let closed = false
   let inside = 0
   let drained: Deferred.Deferred<void> | undefined
@@ -17,9 +17,9 @@ export const makeDoor = (path: string) => {
   })
   return {
     /** Runs `use` inside. It starts uninterruptible; `restore` is for what may be interrupted. */
-    enter: <A, E, R>(use: (restore: Restore) => Effect.Effect<A, E, R>): Effect.Effect<A, E | StorageClosed, R> =>
-      Effect.uninterruptibleMask((restore): Effect.Effect<A, E | StorageClosed, R> => {
-        if (closed) return Effect.fail(new StorageClosed({ path }))
+    enter: <A, E, R>(use: (restore: Restore) => Effect.Effect<A, E, R>): Effect.Effect<A, E | Refused, R> =>
+      Effect.uninterruptibleMask((restore): Effect.Effect<A, E | Refused, R> => {
+        if (closed) return Effect.fail(refused())
         inside += 1
         return Effect.ensuring(Effect.suspend(() => use(restore)), leave)
       }),
@@ -36,5 +36,8 @@ export const makeDoor = (path: string) => {
       }))
   }
 }
+
+/** The door of a storage. */
+export const makeDoor = (path: string) => makeDoorOf(() => new StorageClosed({ path }))
 
 export type Door = ReturnType<typeof makeDoor>

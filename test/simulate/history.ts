@@ -68,9 +68,11 @@ const lines = 60
 const written = (world: World): ReadonlyArray<string> => {
   const calls = world.journal.map(({ call, fd, length, offset, path, process, result, syscall, to }) => ({
     at: call,
-    text: `${String(call).padStart(5)}  ${process === undefined ? "" : `[${process}] `}${syscall} ${path ?? ""}${to === undefined ? "" : ` → ${to}`}${
-      fd === undefined ? "" : `fd ${fd}`
-    }${offset === undefined ? "" : ` at ${offset}`}${length === undefined ? "" : ` of ${length}`} = ${result}`
+    text: `${String(call).padStart(5)}  ${process === undefined ? "" : `[${process}] `}${syscall} ${path ?? ""}${
+      to === undefined ? "" : ` → ${to}`
+    }${fd === undefined ? "" : `fd ${fd}`}${offset === undefined ? "" : ` at ${offset}`}${
+      length === undefined ? "" : ` of ${length}`
+    } = ${result}`
   }))
   const notes = world.notes.map(({ calls, millis, text }) => ({
     at: calls + 0.5,

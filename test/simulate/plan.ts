@@ -395,8 +395,11 @@ export const draw = (seed: number): Plan => {
   }
   if (!among) return plan
   // Calls take time, so that those of one process come between those of another.
-  const late = apart.some(lateCalls, (index): ReadonlyArray<Fault> =>
-    apart.chance(0.3) ? [{ nth: index + 1, outcome: { _tag: "Late", duration: apart.below(10) / 20 } }] : [])
+  const late = apart.some(
+    lateCalls,
+    (index): ReadonlyArray<Fault> =>
+      apart.chance(0.3) ? [{ nth: index + 1, outcome: { _tag: "Late", duration: apart.below(10) / 20 } }] : []
+  )
   return { ...plan, device: undefined, workload: drawNeighbours(apart), faults: [...plan.faults, ...late.flat()] }
 }
 

@@ -34,7 +34,8 @@ export const canonical = (path: string): string =>
   path.startsWith(`${link.path}/`) ? `${link.target}${path.slice(link.path.length)}` : path
 
 /** A missing directory two levels deep. */
-export const directoryOf = ({ plan }: World): string => plan.links === undefined ? "/tmp/cache/tier" : `${link.path}/tier`
+export const directoryOf = ({ plan }: World): string =>
+  plan.links === undefined ? "/tmp/cache/tier" : `${link.path}/tier`
 export const keptPathOf = (world: World): string => `${directoryOf(world)}/kept`
 
 export class World {

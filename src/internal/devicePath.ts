@@ -1,0 +1,349 @@
+/** The decision how bytes reach a device, and the path through pinned host memory. */
+import type * as FileSystem from "@effect/platform/FileSystem"
+import * as Cause from "effect/Cause"
+import * as Chunk from "effect/Chunk"
+import type * as ConfigError from "effect/ConfigError"
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import * as Exit from "effect/Exit"
+import * as Option from "effect/Option"
+import * as Queue from "effect/Queue"
+import * as Scope from "effect/Scope"
+import * as AlignedBuffer from "../AlignedBuffer.js"
+import type { BlockStore, Offloaded } from "../BlockStore.js"
+import type { CuFile } from "../CuFile.js"
+import { CuFileHandle } from "../CuFile.js"
+import * as DeviceMemory from "../DeviceMemory.js"
+import type { DeviceBlocks, DevicePath, DevicePathOptions, Kind } from "../DevicePath.js"
+import * as DirectIo from "../DirectIo.js"
+import * as DiskStorage from "../DiskStorage.js"
+import * as DiskStorageConfig from "../DiskStorageConfig.js"
+import type {
+  BufferUnavailable,
+  CopyError,
+  CreateFailed,
+  CudaFailed,
+  CudaUnavailable,
+  CuFileRegisterError,
+  DeviceTransferError,
+  DirectoryUnsafe,
+  DirectoryUnusable,
+  InvalidOption,
+  OffloadError,
+  OnboardError
+} from "../DiskStorageError.js"
+import { DevicePathUnavailable, InvalidBlock, OutOfBounds, StoreClosed } from "../DiskStorageError.js"
+import type { IoEngine } from "../IoEngine.js"
+import { Syscalls } from "../Syscalls.js"
+import { BlockResults } from "./blockResults.js"
+import { make as makeCuFile } from "./cuFile.js"
+import { wholeNumber } from "./engineOptions.js"
+import { checkDirectory } from "./temporaryFile.js"
+
+export const TypeId: unique symbol = Symbol.for("effect-disk-storage/DevicePath")
+
+const mebibyte = 1024 * 1024
+/** What one piece of a range takes: as much as an engine gives to a disk at once. */
+const pieceBytes = mebibyte
+/** Pieces of ranges that are under way at a time. */
+const pieces = 16
+const probeBytes = mebibyte
+const defaultOrder = ["gds", "host-staged", "gds-compat"] as const
+
+/** Memory that the disk and the device both reach, lent one buffer at a time. */
+interface Staging {
+  readonly count: number
+  readonly lend: <A, E extends { readonly _tag: string }, R>(
+    use: (buffer: AlignedBuffer.AlignedBuffer) => Effect.Effect<A, E, R>
+  ) => Effect.Effect<A, E, R>
+}
+
+const makeStaging = (
+  memory: DeviceMemory.DeviceMemory,
+  count: number,
+  byteLength: number
+): Effect.Effect<Staging, BufferUnavailable | CudaFailed | CudaUnavailable, Scope.Scope> =>
+  Effect.gen(function*() {
+    const scope = yield* Effect.scope
+    const free = yield* Queue.unbounded<AlignedBuffer.AlignedBuffer>()
+    const one = Effect.gen(function*() {
+      const buffer = yield* AlignedBuffer.make(byteLength)
+      yield* Scope.extend(memory.pin(buffer), scope)
+      return buffer
+    })
+    for (let made = 0; made < count; made++) yield* Queue.offer(free, yield* one)
+    return {
+      count,
+      lend: (use) =>
+        Effect.acquireUseRelease(Queue.take(free), use, (buffer, exit) =>
+          // The kernel may still write to memory whose transfer had no answer: it is not lent again.
+          Exit.isFailure(exit) && Chunk.some(Cause.failures(exit.cause), ({ _tag }) => _tag === "IoStalled")
+            ? Effect.flatMap(Effect.option(one), (other) => Queue.offer(free, Option.getOrElse(other, () => buffer)))
+            : Queue.offer(free, buffer))
+    }
+  })
+
+/** A range in pieces, all of them under way as there are buffers for it. */
+const inPieces = <E extends { readonly _tag: string }>(
+  staging: Staging,
+  storage: DiskStorage.DiskStorage,
+  offset: number,
+  { buffer, byteLength, offset: start }: DeviceMemory.DeviceRegion,
+  move: (
+    staged: AlignedBuffer.AlignedBuffer,
+    offset: number,
+    region: DeviceMemory.DeviceRegion
+  ) => Effect.Effect<void, E>
+): Effect.Effect<void, E | DeviceTransferError> =>
+  Effect.suspend(() => {
+    if (!(offset >= 0) || offset + byteLength > storage.size) {
+      return new OutOfBounds({ offset, length: byteLength, size: storage.size })
+    }
+    const count = Math.ceil(byteLength / pieceBytes)
+    return Effect.forEach(
+      Array.from({ length: count }, (_, index) => index * pieceBytes),
+      (from) => {
+        const length = Math.min(pieceBytes, byteLength - from)
+        return staging.lend((whole) =>
+          Effect.flatMap(
+            length === pieceBytes ? Effect.succeed(whole) : AlignedBuffer.slice(whole, 0, length),
+            (staged): Effect.Effect<void, E | DeviceTransferError> =>
+              move(staged, offset + from, { buffer, offset: start + from, byteLength: length })
+          )
+        )
+      },
+      { concurrency: staging.count, discard: true }
+    )
+  })
+
+const blocksOf = (
+  memory: DeviceMemory.DeviceMemory,
+  store: BlockStore,
+  asked: number | undefined
+): Effect.Effect<DeviceBlocks, BufferUnavailable | InvalidOption | CudaFailed | CudaUnavailable, Scope.Scope> =>
+  Effect.gen(function*() {
+    const depth = yield* wholeNumber("depth", asked, 16, 1, 4096)
+    const { blockBytes } = store
+    const staging = yield* makeStaging(memory, depth, blockBytes)
+    const lengthRefused = (hash: bigint, { byteLength }: DeviceMemory.DeviceRegion) =>
+      byteLength === blockBytes
+        ? Effect.void
+        : Effect.fail(new InvalidBlock({ hash, what: "length", expected: `a region of exactly ${blockBytes} bytes` }))
+    const each = <B, A, E>(blocks: ReadonlyArray<B>, one: (block: B) => Effect.Effect<A, E>) =>
+      Effect.suspend(() => {
+        const results = new BlockResults<A, E | StoreClosed>(blocks.length, () => new StoreClosed({}))
+        return Effect.forEach(blocks, (block, index) =>
+          Effect.map(Effect.either(one(block)), (outcome) => {
+            results.outcomes[index] = Either.mapLeft(outcome, (error) => () => error)
+          }), { concurrency: depth, discard: true }).pipe(Effect.as(results))
+      })
+    return {
+      offload: (blocks) =>
+        each(blocks, ({ from, hash, priority }) =>
+          Effect.gen(function*() {
+            yield* lengthRefused(hash, from)
+            // Nothing is copied for what is there.
+            if ((yield* store.touch([hash])) > 0) return "duplicate" satisfies Offloaded
+            return yield* staging.lend((data): Effect.Effect<Offloaded, OffloadError | CopyError> =>
+              Effect.zipRight(
+                memory.copyToHost(from, data),
+                Effect.flatMap(store.offload([{ hash, data, priority }]), (results) => results.get(0))
+              )
+            )
+          })),
+      onboard: (destinations) =>
+        each(destinations, ({ hash, into }) =>
+          Effect.zipRight(
+            lengthRefused(hash, into),
+            staging.lend((data): Effect.Effect<number, OnboardError | CopyError> =>
+              Effect.flatMap(store.onboard([{ hash, into: data }]), (results) => results.get(0)).pipe(
+                // Verified by now.
+                Effect.tap(() => memory.copyToDevice(data, into))
+              )
+            )
+          ))
+    }
+  })
+
+/** Why a path is not taken. */
+interface Refusal {
+  readonly message: string
+}
+
+const pattern = (bytes: Uint8Array): void => {
+  for (let at = 0; at < bytes.byteLength; at++) bytes[at] = (at * 31 + (at >> 8)) % 251
+}
+
+/** Writes what it has put into device memory to a storage of its own, reads it back into other device memory, and compares. */
+const probe = (
+  path: Transfers,
+  memory: DeviceMemory.DeviceMemory,
+  directory: string
+) =>
+  Effect.scoped(Effect.gen(function*() {
+    const storage = yield* DiskStorage.make({ size: probeBytes, directory, directIo: "preferred" })
+    const sent = yield* DeviceMemory.region(yield* memory.allocate(probeBytes))
+    const received = yield* DeviceMemory.region(yield* memory.allocate(probeBytes))
+    const host = yield* AlignedBuffer.make(probeBytes)
+    pattern(host.bytes)
+    yield* memory.copyToDevice(host, sent)
+    yield* path.write(storage, 0, sent)
+    yield* path.read(storage, 0, received)
+    const back = yield* AlignedBuffer.make(probeBytes)
+    yield* memory.copyToHost(received, back)
+    const wrong = back.bytes.findIndex((byte, at) => byte !== host.bytes[at])
+    if (wrong >= 0) return yield* Effect.fail<Refusal>({ message: `byte ${wrong} came back wrong` })
+  }))
+
+const unavailable = (reasons: ReadonlyArray<string>, improvements: ReadonlyArray<string>): DevicePath => {
+  const refused = new DevicePathUnavailable({ reasons })
+  return {
+    [TypeId]: TypeId,
+    kind: "unavailable",
+    reasons,
+    improvements,
+    memory: Option.none(),
+    cuFile: Option.none(),
+    write: () => refused,
+    read: () => refused,
+    blocks: () => refused
+  }
+}
+
+/** What there is to move bytes with. */
+interface Means {
+  readonly memory: DeviceMemory.DeviceMemory
+  readonly cuFile: Option.Option<CuFile>
+}
+
+type Transfers = Pick<DevicePath, "read" | "write">
+
+const hostStaged = (
+  { memory }: Means
+): Effect.Effect<Transfers, BufferUnavailable | CudaFailed | CudaUnavailable, Scope.Scope> =>
+  Effect.map(makeStaging(memory, pieces, pieceBytes), (staging) => ({
+    write: (storage, offset, from) =>
+      inPieces(
+        staging,
+        storage,
+        offset,
+        from,
+        (staged, at, region) => Effect.zipRight(memory.copyToHost(region, staged), storage.write(at, staged))
+      ),
+    read: (storage, offset, into) =>
+      inPieces(
+        staging,
+        storage,
+        offset,
+        into,
+        (staged, at, region) => Effect.zipRight(storage.read(at, staged), memory.copyToDevice(staged, region))
+      )
+  }))
+
+/** The handle that the storage is registered with, by somebody else or now. */
+const handleOf = (
+  cuFile: CuFile,
+  storage: DiskStorage.DiskStorage
+): Effect.Effect<CuFileHandle, CuFileRegisterError> =>
+  Effect.flatMap(
+    storage.registration(CuFileHandle),
+    Option.match({
+      onSome: (handle) => Effect.succeed(handle),
+      onNone: () =>
+        Effect.catchTag(cuFile.register(storage), "DuplicateKey", (error) =>
+          Effect.flatMap(
+            storage.registration(CuFileHandle),
+            Option.match({ onSome: (handle) => Effect.succeed(handle), onNone: () => Effect.fail(error) })
+          ))
+    })
+  )
+
+const byCuFile = (cuFile: CuFile): Transfers => ({
+  write: (storage, offset, from) =>
+    Effect.flatMap(handleOf(cuFile, storage), (handle) => cuFile.write(handle, offset, from)),
+  read: (storage, offset, into) =>
+    Effect.flatMap(handleOf(cuFile, storage), (handle) => cuFile.read(handle, offset, into))
+})
+
+type Tried = Exclude<Kind, "unavailable">
+
+/** The transfers of a path, or why there are none. */
+const open = (
+  kind: Tried,
+  means: Means,
+  verdict: DirectIo.GpuVerdict
+): Effect.Effect<Transfers, Refusal, Scope.Scope> => {
+  if (kind === "host-staged") return hostStaged(means)
+  if (Option.isNone(means.cuFile)) return Effect.fail({ message: "there is no cuFile" })
+  const cuFile = means.cuFile.value
+  const { mode, modeReason } = cuFile
+  const direct = (verdict === "nvidia-fs" || verdict === "p2pdma") && (mode === "direct" || mode === "p2pdma")
+  if (kind === "gds" && !direct) {
+    return Effect.fail({ message: `the directory's verdict is ${verdict}, cuFile's mode ${mode}: ${modeReason}` })
+  }
+  return Effect.succeed(byCuFile(cuFile))
+}
+
+const told = (path: DevicePath): Effect.Effect<DevicePath> => {
+  const { improvements, kind, reasons } = path
+  const log = kind === "unavailable"
+    ? Effect.logWarning("no path to a device")
+    : Effect.logInfo(`path to the device: ${kind}`)
+  return Effect.as(
+    Effect.annotateLogs(log, { reasons: reasons.join("; "), improvements: improvements.join("; ") }),
+    path
+  )
+}
+
+export const make = (
+  options: DevicePathOptions
+): Effect.Effect<
+  DevicePath,
+  DirectoryUnsafe | DirectoryUnusable | CreateFailed | BufferUnavailable | InvalidOption | ConfigError.ConfigError,
+  Syscalls | IoEngine | FileSystem.FileSystem | Scope.Scope
+> =>
+  Effect.gen(function*() {
+    const directory = options.directory ?? (yield* DiskStorageConfig.directory)
+    // As a storage does: what is missing of it is made.
+    yield* checkDirectory(yield* Syscalls, directory)
+    const { conditions, verdict } = yield* DirectIo.inspect(directory)
+    const improvements = conditions.flatMap(({ applies, bearsOn, remedy }) =>
+      applies === "yes" && bearsOn.includes("gpu") && remedy !== null ? [remedy] : []
+    )
+    const seen = `GPUDirect Storage here: ${[verdict.gpu, ...verdict.reasons.gpu].join("; ")}`
+    const memory = yield* DeviceMemory.make(options.memory).pipe(
+      Effect.map(Either.right),
+      Effect.catchTag("CudaUnavailable", (error) => Effect.succeed(Either.left(error)))
+    )
+    if (Either.isLeft(memory)) return yield* told(unavailable([memory.left.message, seen], improvements))
+    const cuFile = options.cuFile === false
+      ? Either.left("it is not wanted")
+      : yield* makeCuFile(options.cuFile ?? {}).pipe(
+        Effect.provideService(DeviceMemory.DeviceMemory, memory.right),
+        Effect.map(Either.right),
+        Effect.catchTag("CuFileUnavailable", ({ message }) => Effect.succeed(Either.left(message)))
+      )
+    const means: Means = { memory: memory.right, cuFile: Either.getRight(cuFile) }
+    const against: Array<string> = [seen, ...Either.isLeft(cuFile) ? [`no cuFile: ${cuFile.left}`] : []]
+    for (const kind of options.order ?? defaultOrder) {
+      const tried = yield* open(kind, means, verdict.gpu).pipe(
+        Effect.tap((transfers) => probe(transfers, memory.right, directory)),
+        Effect.either
+      )
+      if (Either.isLeft(tried)) {
+        against.push(`${kind}: ${tried.left.message}`)
+        continue
+      }
+      return yield* told({
+        [TypeId]: TypeId,
+        ...tried.right,
+        kind,
+        reasons: [`${kind}: 1 MiB went from the device to a file in ${directory} and back, unchanged`, ...against],
+        improvements: kind === "gds" ? [] : improvements,
+        memory: Option.some(memory.right),
+        cuFile: means.cuFile,
+        blocks: (store, options = {}) => blocksOf(memory.right, store, options.depth)
+      })
+    }
+    return yield* told(unavailable(against, improvements))
+  }).pipe(Effect.withSpan("DevicePath.make"))

@@ -1,0 +1,210 @@
+/** How bytes reach a device: decided over the stubs, with real files, and used for ranges and blocks. */
+import { NodeContext } from "@effect/platform-node"
+import { assert, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import * as Option from "effect/Option"
+import { readFileSync, writeFileSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { beforeEach } from "vitest"
+import * as AlignedBuffer from "../../src/AlignedBuffer.js"
+import * as BlockStore from "../../src/BlockStore.js"
+import * as DeviceMemory from "../../src/DeviceMemory.js"
+import * as DevicePath from "../../src/DevicePath.js"
+import * as DiskStorage from "../../src/DiskStorage.js"
+import * as Linux from "../../src/Linux.js"
+import { assertBytes, pattern } from "../filesystems/real.js"
+import { cudaControl, describeStubs } from "./stubs.js"
+
+const mebibyte = 1024 * 1024
+const directory = tmpdir()
+
+/** Each decision is logged. */
+const Services = Layer.mergeAll(Linux.layer, NodeContext.layer, Logger.remove(Logger.defaultLogger))
+
+describeStubs("the path to a device", ({ cuda, cufile }) => {
+  const stub = cudaControl(cuda)
+  const nothing = { allocations: 0, pinned: 0, contexts: 0, refusals: 0 }
+  beforeEach(() => stub.reset())
+
+  const make = (options: DevicePath.DevicePathOptions = {}) =>
+    DevicePath.make({ directory, memory: { library: cuda }, cuFile: { library: cufile }, ...options })
+
+  const memoryOf = (path: DevicePath.DevicePath) =>
+    Option.match(path.memory, {
+      onNone: () => Effect.dieMessage(`no memory: ${path.reasons.join("; ")}`),
+      onSome: Effect.succeed
+    })
+
+  /** Device memory that holds a pattern. */
+  const filled = (memory: DeviceMemory.DeviceMemory, byteLength: number, seed: number) =>
+    Effect.gen(function*() {
+      const region = yield* DeviceMemory.region(yield* memory.allocate(byteLength))
+      const host = yield* AlignedBuffer.make(byteLength)
+      host.bytes.set(pattern(host.byteLength, seed))
+      yield* memory.copyToDevice(host, region)
+      return region
+    })
+  const bytesOf = (memory: DeviceMemory.DeviceMemory, region: DeviceMemory.DeviceRegion) =>
+    Effect.gen(function*() {
+      const host = yield* AlignedBuffer.make(region.byteLength)
+      yield* memory.copyToHost(region, host)
+      return host.bytes
+    })
+
+  for (const order of [["host-staged"], ["gds-compat"]] as const) {
+    it.scopedLive(`${order[0]}: ranges of any place and length come back as they were`, () =>
+      Effect.gen(function*() {
+        const path = yield* make({ order })
+        assert.strictEqual(path.kind, order[0], path.reasons.join("; "))
+        const memory = yield* memoryOf(path)
+        const storage = yield* DiskStorage.make({ size: 8 * mebibyte, directory })
+        for (
+          const [offset, length] of [[0, 4096], [mebibyte, 3 * mebibyte + 8192], [5 * mebibyte, 3 * mebibyte]] as const
+        ) {
+          const sent = yield* filled(memory, length, offset + 1)
+          yield* path.write(storage, offset, sent)
+          // Into the inside of a larger allocation.
+          const into = yield* memory.allocate(length + 4096)
+          const received = yield* DeviceMemory.region(into, 4096, length)
+          yield* path.read(storage, offset, received)
+          assertBytes(yield* bytesOf(memory, received), pattern(length, offset + 1), `${length} at ${offset}`)
+          assertBytes(yield* storage.readBytes(offset, length), pattern(length, offset + 1), "on the disk")
+        }
+        const out = yield* filled(memory, 8192, 1)
+        const beyond = yield* Effect.flip(path.write(storage, 8 * mebibyte - 4096, out))
+        assert.strictEqual(beyond._tag, "OutOfBounds")
+        yield* storage.close
+        assert.strictEqual((yield* Effect.flip(path.read(storage, 0, out)))._tag, "StorageClosed")
+      }).pipe(Effect.provide(Services)))
+  }
+
+  it.scopedLive("is host-staged where cuFile is missing, and says so", () =>
+    Effect.gen(function*() {
+      const path = yield* make({ cuFile: { library: "/nowhere/libcufile.so.0" } })
+      assert.strictEqual(path.kind, "host-staged")
+      assert.isTrue(Option.isNone(path.cuFile))
+      assert.include(path.reasons.join("\n"), "/nowhere/libcufile.so.0")
+      assert.match(path.reasons.join("\n"), /GPUDirect Storage here: /)
+    }).pipe(Effect.provide(Services)))
+
+  it.scopedLive("is unavailable without CUDA: typed, with the reason", () =>
+    Effect.gen(function*() {
+      const path = yield* make({ memory: { library: "/nowhere/libcuda.so.1" } })
+      assert.strictEqual(path.kind, "unavailable")
+      assert.include(path.reasons[0], "/nowhere/libcuda.so.1")
+      const storage = yield* DiskStorage.make({ size: 4096, directory })
+      const store = yield* BlockStore.make([storage], { blockBytes: 4096 })
+      assert.strictEqual((yield* Effect.flip(path.blocks(store)))._tag, "DevicePathUnavailable")
+    }).pipe(Effect.provide(Services)))
+
+  for (const call of ["cuMemAlloc_v2", "cuMemHostRegister_v2", "cuMemcpyHtoD_v2", "cuMemcpyDtoH_v2"]) {
+    it.live(`is unavailable where ${call} fails each time it is tried, and leaves nothing`, () =>
+      Effect.gen(function*() {
+        stub.fail(call, 0, 999)
+        const path = yield* make({ cuFile: false })
+        assert.strictEqual(path.kind, "unavailable")
+        assert.include(path.reasons.join("\n"), call)
+      }).pipe(
+        Effect.scoped,
+        Effect.zipRight(Effect.sync(() => assert.deepStrictEqual(stub.alive(), nothing))),
+        Effect.provide(Services)
+      ))
+  }
+
+  it.scopedLive("takes the next one when a path fails its transfer", () =>
+    Effect.gen(function*() {
+      stub.fail("cuMemHostRegister_v2", 1, 801)
+      const path = yield* make({ order: ["host-staged", "gds-compat"] })
+      assert.strictEqual(path.kind, "gds-compat", path.reasons.join("; "))
+      assert.match(path.reasons.join("\n"), /host-staged: .*cuMemHostRegister/)
+    }).pipe(Effect.provide(Services)))
+
+  const blockBytes = 64 * 1024
+  const stored = Effect.gen(function*() {
+    const path = yield* make({ cuFile: false })
+    const memory = yield* memoryOf(path)
+    const storage = yield* DiskStorage.make({ size: 64 * blockBytes, directory })
+    const store = yield* BlockStore.make([storage], { blockBytes })
+    const blocks = yield* path.blocks(store, { depth: 4 })
+    return { path, memory, storage, store, blocks }
+  })
+
+  it.live("moves blocks to a store and to other device memory", () =>
+    Effect.gen(function*() {
+      const { blocks, memory, store } = yield* stored
+      const hashes = Array.from({ length: 24 }, (_, index) => BigInt(index))
+      const sent = yield* Effect.forEach(hashes, (hash) =>
+        Effect.map(filled(memory, blockBytes, Number(hash)), (from) => ({ hash, from })))
+      const offloaded = yield* blocks.offload([...sent, ...sent.slice(0, 3)])
+      assert.deepStrictEqual(offloaded.failures, [])
+      assert.strictEqual(yield* store.match(hashes), 24)
+      assert.strictEqual((yield* store.stats).stored, 24)
+      const again = yield* blocks.offload(sent)
+      assert.deepStrictEqual(again.get(7), Either.right("duplicate"))
+
+      const into = yield* memory.allocate(24 * blockBytes)
+      const destinations = yield* Effect.forEach(hashes, (hash, index) =>
+        Effect.map(DeviceMemory.region(into, index * blockBytes, blockBytes), (into) => ({ hash, into })))
+      const onboarded = yield* blocks.onboard([...destinations, {
+        hash: 99n,
+        into: destinations[0]?.into ?? sent[0]?.from ?? assert.fail()
+      }])
+      assert.deepStrictEqual(onboarded.failures.map(({ error, index }) => [index, error._tag]), [[24, "BlockNotFound"]])
+      for (const { hash, into } of destinations) {
+        assertBytes(yield* bytesOf(memory, into), pattern(blockBytes, Number(hash)), `block ${hash}`)
+      }
+    }).pipe(
+      Effect.scoped,
+      Effect.zipRight(Effect.sync(() =>
+        assert.deepStrictEqual(stub.alive(), nothing)
+      )),
+      Effect.provide(Services)
+    ))
+
+  it.scopedLive("makes no block of a copy that failed, and none of one that is too short", () =>
+    Effect.gen(function*() {
+      const { blocks, memory, store } = yield* stored
+      const [one, two] = [yield* filled(memory, blockBytes, 1), yield* filled(memory, blockBytes, 2)]
+      stub.fail("cuMemcpyDtoH_v2", 1, 700)
+      const results = yield* blocks.offload([{ hash: 1n, from: one }, { hash: 2n, from: two }])
+      assert.deepStrictEqual(results.failures.map(({ error }) => error._tag), ["CudaFailed"])
+      assert.strictEqual((yield* store.stats).blocks, 1)
+      const short = yield* blocks.offload([{ hash: 3n, from: { ...one, byteLength: 4096 } }])
+      assert.deepStrictEqual(short.failures.map(({ error }) => error._tag), ["InvalidBlock"])
+      assert.isFalse(yield* store.has(3n))
+    }).pipe(Effect.provide(Services)))
+
+  it.scopedLive("brings no damaged block to the device", () =>
+    Effect.gen(function*() {
+      const { blocks, memory, storage } = yield* stored
+      const from = yield* filled(memory, blockBytes, 1)
+      assert.deepStrictEqual((yield* blocks.offload([{ hash: 1n, from }])).failures, [])
+      const content = readFileSync(storage.path)
+      writeFileSync(storage.path, content.fill(0x77, 100, 101), { flag: "r+" })
+      const into = yield* filled(memory, blockBytes, 9)
+      const results = yield* blocks.onboard([{ hash: 1n, into }])
+      assert.deepStrictEqual(results.failures.map(({ error }) => error._tag), ["BlockCorrupted"])
+      assertBytes(yield* bytesOf(memory, into), pattern(blockBytes, 9), "what the device had")
+    }).pipe(Effect.provide(Services)))
+
+  it.live("may be interrupted while copies are under way, and leaves nothing", () =>
+    Effect.gen(function*() {
+      const { blocks, memory } = yield* stored
+      const from = yield* filled(memory, blockBytes, 1)
+      stub.delay("cuMemcpyDtoH_v2", 0, 30)
+      const offloading = yield* Effect.fork(
+        blocks.offload(Array.from({ length: 20 }, (_, index) => ({ hash: BigInt(index), from })))
+      )
+      yield* Effect.sleep(45)
+      assert.isTrue(Exit.isInterrupted(yield* Fiber.interrupt(offloading)))
+    }).pipe(
+      Effect.scoped,
+      Effect.zipRight(Effect.sync(() => assert.deepStrictEqual(stub.alive(), nothing))),
+      Effect.provide(Services)
+    ))
+})

@@ -1,0 +1,63 @@
+/** Threads that call C libraries, tried on libc. */
+import { assert, describe, it } from "@effect/vitest"
+import * as Effect from "effect/Effect"
+import * as Fiber from "effect/Fiber"
+import { make } from "../../src/internal/linux/libraryThreads.js"
+import { errnos } from "../../src/Syscalls.js"
+
+const library = "libc.so.6"
+const functions = {
+  gettid: { library, result: "int", args: [] },
+  close: { library, result: "int", args: ["int"] },
+  usleep: { library, result: "int", args: ["uint32_t"] },
+  strnlen: { library, result: "size_t", args: ["uint64_t", "size_t"] },
+  nowhere: { library, result: "int", args: [], optional: true }
+} as const
+
+describe("threads for libraries", () => {
+  it.scoped("are as many as were asked for, each one and the same for all its calls", () =>
+    Effect.gen(function*() {
+      const threads = yield* make(functions, 3)
+      const each = (yield* threads.callOnEach("gettid", [])).map(({ result }) => result)
+      assert.strictEqual(new Set(each).size, 3)
+      assert.notInclude(each, process.pid)
+      const busy = yield* Effect.forEach([1, 2, 3], () => threads.call("usleep", [20_000]), { concurrency: 3 })
+      assert.lengthOf(busy, 3)
+      const { result } = yield* threads.call("gettid", [])
+      assert.include(each, result)
+    }))
+
+  it.scoped("tell errno as it was right after the call, and take 64 bits", () =>
+    Effect.gen(function*() {
+      const threads = yield* make(functions, 1)
+      assert.deepStrictEqual(yield* threads.call("close", [-1]), { result: -1, errno: errnos.EBADF })
+      assert.strictEqual((yield* threads.call("strnlen", [0xffff_ffff_ffff_f000n, 0])).result, 0)
+    }))
+
+  it.scoped("say which functions a library lacks", () =>
+    Effect.gen(function*() {
+      const threads = yield* make(functions, 1)
+      assert.isTrue(threads.has("close"))
+      assert.isFalse(threads.has("nowhere"))
+      const missing = yield* Effect.flip(make({ nowhere: { library, result: "int", args: [] } }, 1))
+      assert.match(missing.reason, /nowhere/)
+      const none = yield* Effect.flip(make({ close: { library: "libnowhere.so", result: "int", args: ["int"] } }, 1))
+      assert.match(none.reason, /libnowhere\.so/)
+    }))
+
+  it.live("are waited for by an interruption, and by the end of their scope", () =>
+    Effect.gen(function*() {
+      const calling = yield* Effect.scoped(Effect.gen(function*() {
+        const threads = yield* make(functions, 1)
+        const calling = yield* Effect.forkDaemon(threads.call("usleep", [300_000]))
+        const waiting = yield* Effect.forkDaemon(threads.call("gettid", []))
+        yield* Effect.sleep(50)
+        // It is only waiting for a thread.
+        yield* Fiber.interrupt(waiting)
+        assert.isNull(calling.unsafePoll())
+        return calling
+      }))
+      // It had its answer before the scope had ended.
+      assert.isNotNull(calling.unsafePoll())
+    }))
+})

@@ -1,0 +1,171 @@
+/**
+ * `npm run test:gpu`: what there is of CUDA, cuFile and NIXL on this machine, each path to the device tried with every byte compared, and its
+ * bandwidth against that of the engine alone, in interleaved rounds. Where something is missing it says what, and ends with 0.
+ * `-- --stubs`: the same over the stub libraries.
+ */
+import { NodeContext } from "@effect/platform-node"
+import * as Console from "effect/Console"
+import * as Data from "effect/Data"
+import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
+import * as Layer from "effect/Layer"
+import * as Logger from "effect/Logger"
+import * as Option from "effect/Option"
+import { execFileSync } from "node:child_process"
+import { mkdtempSync, rmSync } from "node:fs"
+import { tmpdir } from "node:os"
+import { join } from "node:path"
+import { fileURLToPath } from "node:url"
+import * as AlignedBuffer from "../../src/AlignedBuffer.js"
+import { median } from "../../src/cli/bench/units.js"
+import * as DeviceMemory from "../../src/DeviceMemory.js"
+import * as DevicePath from "../../src/DevicePath.js"
+import * as DiskStorage from "../../src/DiskStorage.js"
+import * as DiskStorageConfig from "../../src/DiskStorageConfig.js"
+import * as Linux from "../../src/Linux.js"
+import * as Nixl from "../../src/Nixl.js"
+import * as ProcessRuntime from "../../src/ProcessRuntime.js"
+
+const mebibyte = 1024 * 1024
+/** Of each round, in blocks of 1 MiB, 16 of them in flight. */
+const bytes = 64 * mebibyte
+const depth = 16
+const rounds = 11
+
+class Wrong extends Data.TaggedError("Wrong")<{ readonly message: string }> {}
+
+const line = (name: string, text: string) => Console.log(`  ${name.padEnd(18)}${text}`)
+
+const stubs = Effect.map(
+  Effect.acquireRelease(
+    Effect.sync(() => mkdtempSync(join(tmpdir(), "effect-disk-storage-stubs-"))),
+    (directory) => Effect.sync(() => rmSync(directory, { recursive: true, force: true }))
+  ),
+  (directory) => {
+    const compile = (name: string, soname: string, ...others: ReadonlyArray<string>) => {
+      const source = fileURLToPath(new URL(`stubs/${name}.c`, import.meta.url))
+      const library = join(directory, soname)
+      execFileSync("cc", [
+        "-O2",
+        "-shared",
+        "-fPIC",
+        "-pthread",
+        `-Wl,-soname,${soname}`,
+        "-o",
+        library,
+        source,
+        ...others
+      ])
+      return { library }
+    }
+    const memory = compile("cuda", "libcuda.so.1")
+    const others = ["-L", directory, "-l:libcuda.so.1", "-Wl,-rpath,$ORIGIN"]
+    return {
+      memory,
+      cuFile: compile("cufile", "libcufile.so.0", ...others),
+      nixl: compile("nixl", "libnixl_capi.so", ...others)
+    }
+  }
+)
+
+const pattern = (into: Uint8Array, seed: number) => {
+  for (let at = 0; at < into.byteLength; at++) into[at] = (at * 7 + (at >> 12) + seed * 13) % 251
+}
+
+const megabytes = (millis: number) => bytes / 1e3 / millis
+
+/** Milliseconds that `run` takes. */
+const timed = <A, E, R>(run: Effect.Effect<A, E, R>) =>
+  Effect.suspend(() => {
+    const began = performance.now()
+    return Effect.map(run, () => performance.now() - began)
+  })
+
+/** The path and the engine alone, one after the other in each round. */
+const compared = (path: DevicePath.DevicePath, memory: DeviceMemory.DeviceMemory, directory: string) =>
+  Effect.scoped(Effect.gen(function*() {
+    const storage = yield* DiskStorage.make({ size: bytes, directory, directIo: "preferred", prewrite: true })
+    const region = yield* DeviceMemory.region(yield* memory.allocate(bytes))
+    const other = yield* DeviceMemory.region(yield* memory.allocate(bytes))
+    const host = yield* AlignedBuffer.make(mebibyte)
+    const parts = Array.from({ length: bytes / mebibyte }, (_, index) => index)
+    for (const part of parts) {
+      pattern(host.bytes, part)
+      yield* memory.copyToDevice(host, { ...region, offset: part * mebibyte, byteLength: mebibyte })
+    }
+    yield* path.write(storage, 0, region)
+    yield* path.read(storage, 0, other)
+    const expected = new Uint8Array(mebibyte)
+    for (const part of parts) {
+      yield* memory.copyToHost({ ...other, offset: part * mebibyte, byteLength: mebibyte }, host)
+      pattern(expected, part)
+      if (Buffer.compare(expected, host.bytes) !== 0) {
+        return yield* new Wrong({ message: `MiB ${part} came back wrong` })
+      }
+    }
+    const buffers = yield* Effect.replicateEffect(AlignedBuffer.make(mebibyte), depth)
+    const alone = (kind: "read" | "write") =>
+      Effect.forEach(buffers, (buffer, lane) =>
+        Effect.forEach(
+          parts.filter((part) => part % depth === lane),
+          (part) => storage[kind](part * mebibyte, buffer),
+          { discard: true }
+        ), { concurrency: depth, discard: true })
+    const times = { write: [0], read: [0], engineWrite: [0], engineRead: [0] }
+    for (let round = 0; round < rounds; round++) {
+      times.engineWrite.push(yield* timed(alone("write")))
+      times.write.push(yield* timed(path.write(storage, 0, region)))
+      times.engineRead.push(yield* timed(alone("read")))
+      times.read.push(yield* timed(path.read(storage, 0, other)))
+    }
+    for (const kind of ["write", "read"] as const) {
+      const [own, engine] = [times[kind].slice(1), times[kind === "write" ? "engineWrite" : "engineRead"].slice(1)]
+      const ratios = own.map((millis, round) => (engine[round] ?? 0) / millis)
+      yield* line(
+        `${path.kind} ${kind}`,
+        `${megabytes(Math.min(...own)).toFixed(0)} MB/s, the engine alone ${
+          megabytes(Math.min(...engine)).toFixed(0)
+        }: best against best ${(Math.min(...engine) / Math.min(...own)).toFixed(2)}, median of ${rounds} rounds ${
+          median(ratios).toFixed(2)
+        }`
+      )
+    }
+  }))
+
+const program = Effect.gen(function*() {
+  const libraries = process.argv.includes("--stubs") ? yield* stubs : undefined
+  const directory = yield* DiskStorageConfig.directory
+  yield* Console.log(libraries === undefined ? "test:gpu" : "test:gpu over stub libraries: host memory, no GPU")
+  for (const kind of ["gds", "host-staged", "gds-compat"] as const) {
+    yield* Effect.scoped(Effect.gen(function*() {
+      const path = yield* DevicePath.make({
+        directory,
+        order: [kind],
+        ...(libraries === undefined ? {} : { memory: libraries.memory, cuFile: libraries.cuFile })
+      })
+      if (Option.isNone(path.memory)) return yield* line(kind, `not here: ${path.reasons.slice(0, 2).join("; ")}`)
+      const memory = path.memory.value
+      yield* line("device", `${memory.device.name}, CUDA ${memory.driverVersion}`)
+      yield* Option.match(path.cuFile, {
+        onNone: () => line("cuFile", "not there"),
+        onSome: ({ mode, modeReason, version }) => line("cuFile", `${version}, ${mode}: ${modeReason}`)
+      })
+      yield* compared(path, memory, directory)
+    }))
+  }
+  const nixl = yield* Effect.either(Effect.scoped(Layer.build(
+    Nixl.layer({ agentName: "test:gpu", ...(libraries === undefined ? {} : libraries.nixl) })
+  )))
+  yield* Either.match(nixl, {
+    onLeft: ({ message }) => line("NIXL", message),
+    onRight: () => line("NIXL", "an agent with its backends was made")
+  })
+})
+
+program.pipe(
+  Effect.scoped,
+  Effect.provide(Layer.merge(Linux.layer, NodeContext.layer)),
+  Effect.provide(Logger.remove(Logger.defaultLogger)),
+  // What is decided is printed.
+  ProcessRuntime.runMain({ disablePrettyLogger: true })
+)
