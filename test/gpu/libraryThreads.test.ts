@@ -45,6 +45,13 @@ describe("threads for libraries", () => {
       assert.match(none.reason, /libnowhere\.so/)
     }))
 
+  it.effect("are not called after their scope: that is a defect, and nothing that waits", () =>
+    Effect.gen(function*() {
+      const threads = yield* Effect.scoped(make(functions, 1))
+      const exit = yield* Effect.exit(threads.call("gettid", []))
+      assert.match(String(exit), /gettid was not called: its thread has ended/)
+    }))
+
   it.live("are waited for by an interruption, and by the end of their scope", () =>
     Effect.gen(function*() {
       const calling = yield* Effect.scoped(Effect.gen(function*() {

@@ -82,11 +82,13 @@ interface Thread {
   holds: unknown
   /** Who waits for the answer to the call that it is at. */
   answer: ((message: Message) => void) | undefined
+  /** Why it answers no more. */
+  ended: string | undefined
 }
 
 const start = (functions: Declarations, koffi: string): Thread => {
   const worker = new Worker(program, { eval: true, workerData: { functions, koffi } })
-  const thread: Thread = { worker, holds: undefined, answer: undefined }
+  const thread: Thread = { worker, holds: undefined, answer: undefined, ended: undefined }
   const answered = (message: Message) => {
     const { answer } = thread
     thread.answer = undefined
@@ -97,12 +99,16 @@ const start = (functions: Declarations, koffi: string): Thread => {
   }
   worker.on("message", answered)
   worker.on("error", (error) => answered({ reason: String(error) }))
-  worker.on("exit", (code) => answered({ reason: `its thread ended with ${code}` }))
+  worker.on("exit", (code) => {
+    thread.ended = `its thread has ended (${code})`
+    answered({ reason: thread.ended })
+  })
   return thread
 }
 
 const ask = (thread: Thread, name: string, args: ReadonlyArray<Value>, holds: unknown) =>
   Effect.uninterruptible(Effect.async<Answer>((resume) => {
+    if (thread.ended !== undefined) return resume(Effect.dieMessage(`${name} was not called: ${thread.ended}`))
     thread.answer = (message) => {
       if ("result" in message) return resume(Effect.succeed(message))
       resume(
@@ -121,7 +127,7 @@ export interface NotLoaded {
 
 /**
  * `threads` threads that have loaded the libraries. The end of the Scope waits for calls in flight, however long those take. Libraries
- * stay loaded.
+ * stay loaded. A call after that is a defect.
  */
 export const make = <const F extends Declarations>(
   functions: F,
