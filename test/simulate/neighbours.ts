@@ -82,8 +82,10 @@ const tenancy = (shared: Shared, process: Process, options: Tenancy) =>
     holds("live files", !owners.has(path), () => `${path} is that of process ${owners.get(path)?.number}, too`)
     owners.set(path, process)
     yield* Effect.addFinalizer(() => Effect.sync(() => owners.delete(path)))
-    const isThere = () =>
-      holds("live files", place === "nameless" || unlocked(world) || world.leaks.files.includes(path), () => `${path} is gone`)
+    const isThere = () => {
+      const there = place === "nameless" || unlocked(world) || world.leaks.files.includes(path)
+      holds("live files", there, () => `${path} is gone`)
+    }
     isThere()
 
     let value = world.nextValue()
@@ -91,8 +93,9 @@ const tenancy = (shared: Shared, process: Process, options: Tenancy) =>
     if (taken !== undefined) {
       const kept = keeps[taken]
       world.note(`process ${process.number}: took up ${taken}`)
-      if (!holds("kept", kept !== undefined && !kept.taken, () => `took up ${taken}, which is not to be had`)) return
-      if (kept === undefined) return
+      const toBeHad = kept !== undefined && !kept.taken
+      holds("kept", toBeHad, () => `took up ${taken}, which is not to be had`)
+      if (!toBeHad) return
       kept.taken = true
       value = kept.value
     } else {
@@ -167,9 +170,9 @@ const neighbour = (shared: Shared, number: number, plan: Neighbour) =>
       yield* kill
       yield* Deferred.succeed(killed, undefined)
     })
-    const killer = plan.killed === undefined
-      ? undefined
-      : yield* Effect.fork(killedAt(world, plan.killed, Effect.suspend(() => running.unsafePoll() === null ? end : Effect.void)))
+    const endUnlessOver = Effect.suspend(() => running.unsafePoll() === null ? end : Effect.void)
+    const { killed: at } = plan
+    const killer = at === undefined ? undefined : yield* Effect.fork(killedAt(world, at, endUnlessOver))
     const exit = yield* Effect.raceFirst(Fiber.await(running), Effect.as(Deferred.await(killed), Exit.void))
     world.outcome(exit, `process ${number}`)
     if (killer !== undefined) yield* Fiber.interrupt(killer)
