@@ -10,7 +10,7 @@ import { join } from "node:path"
 import { fileURLToPath } from "node:url"
 import { stripVTControlCharacters } from "node:util"
 import type { TextOptions } from "../../src/cli/doctor/text.js"
-import { text } from "../../src/cli/doctor/text.js"
+import { PathReport, text } from "../../src/cli/doctor/text.js"
 import * as DirectIo from "../../src/DirectIo.js"
 import { program } from "../support/programs.js"
 
@@ -325,6 +325,18 @@ describe("the command doctor", { timeout: 120_000 }, () => {
       assert.match(out, /^\{\n {2}"format": "effect-disk-storage doctor 1",\n/)
       assert.isTrue(out.endsWith("\n}\n"))
       assert.include(complaint, "DEBUG")
+      assert.deepStrictEqual(readdirSync(directory), [])
+    })))
+
+  it.live("tries the path to a GPU where that is asked for, and says what came of it", () =>
+    Effect.scoped(Effect.gen(function*() {
+      const directory = yield* scratch
+      const { complaint, out } = yield* doctor("--gpu", "--json", directory)
+      const tried = Schema.parseJson(Schema.Struct({ devicePath: PathReport }))
+      const { devicePath } = yield* Schema.decode(tried)(out)
+      assert.isAbove(devicePath.reasons.length, 1, complaint)
+      const text = (yield* doctor("--gpu", directory)).out
+      assert.match(text, new RegExp(`^ +path +${devicePath.kind}$`, "m"))
       assert.deepStrictEqual(readdirSync(directory), [])
     })))
 

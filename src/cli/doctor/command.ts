@@ -5,7 +5,10 @@ import * as ConfigError from "effect/ConfigError"
 import * as Console from "effect/Console"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
+import * as Logger from "effect/Logger"
+import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
+import * as DevicePath from "../../DevicePath.js"
 import type { IoVerdict } from "../../DirectIo.js"
 import * as DirectIo from "../../DirectIo.js"
 import * as Linux from "../../Linux.js"
@@ -13,7 +16,7 @@ import * as Progress from "../bench/progress.js"
 import * as directory from "../directory.js"
 import { printable } from "../layout.js"
 import * as terminal from "../terminal.js"
-import { text } from "./text.js"
+import { PathReport, text } from "./text.js"
 
 /** Nothing could be said of the directory, not even that it is unsuitable. */
 export class NoReport extends Data.TaggedError("NoReport")<{ readonly cause: { readonly message: string } }> {
@@ -38,6 +41,11 @@ const options = {
       "Also measure reads, first writes and rewrites here, and say whether prewrite is worth its time."
     )
   ),
+  gpu: Options.boolean("gpu").pipe(
+    Options.withDescription(
+      "Also load the CUDA driver and cuFile, and say by which path bytes reach a GPU's memory from here: 1 MiB goes there and back."
+    )
+  ),
   all: Options.boolean("all").pipe(Options.withDescription("Show also the conditions that do not apply here."))
 }
 
@@ -45,14 +53,35 @@ const argument = directory.argument("look at")
 
 type Asked = Command.Command.ParseConfig<typeof options & { readonly argument: typeof argument }>
 
-const ReportJson = Schema.parseJson(DirectIo.DirectIoReport, { space: 2 })
+const ReportJson = Schema.parseJson(
+  Schema.Struct({ ...DirectIo.DirectIoReport.fields, devicePath: Schema.optional(PathReport) }),
+  { space: 2 }
+)
+
+/** What was tried of GPUs, beside what can be seen; it is logged, too, which is not needed here. */
+const tryPath = (directory: string) =>
+  DevicePath.make({ directory }).pipe(
+    Effect.map(({ cuFile, improvements, kind, memory, reasons }): PathReport => ({
+      kind,
+      reasons,
+      improvements,
+      device: Option.match(memory, { onNone: () => null, onSome: ({ device }) => device.name }),
+      cuFile: Option.match(cuFile, {
+        onNone: () => null,
+        onSome: ({ mode, modeReason, version }) => ({ version: version ?? null, mode, modeReason })
+      })
+    })),
+    Effect.scoped,
+    Effect.provide(Logger.remove(Logger.defaultLogger))
+  )
 
 const inspect = (asked: Asked) =>
   Effect.gen(function*() {
     const progress = yield* Progress.Progress
     const path = yield* directory.given(asked.argument)
     yield* progress.status(`${asked.measure ? "measuring in" : "looking at"} ${printable(path)} …`)
-    return yield* DirectIo.inspect(path, { measure: asked.measure })
+    const report = yield* DirectIo.inspect(path, { measure: asked.measure })
+    return { report, devicePath: asked.gpu ? yield* tryPath(path) : undefined }
   }).pipe(
     Effect.provide([Linux.layer, Progress.layer]),
     Effect.mapError((cause) => new NoReport({ cause }))
@@ -60,12 +89,13 @@ const inspect = (asked: Asked) =>
 
 const run = (asked: Asked) =>
   Effect.gen(function*() {
-    const report = yield* inspect(asked)
+    const { devicePath, report } = yield* inspect(asked)
     yield* Console.log(
       asked.json
-        ? yield* Effect.orDie(Schema.encode(ReportJson)(report))
+        ? yield* Effect.orDie(Schema.encode(ReportJson)(devicePath === undefined ? report : { ...report, devicePath }))
         : text(report, {
           all: asked.all,
+          devicePath,
           colour: yield* terminal.hasColour(process.stdout),
           width: yield* terminal.width
         })

@@ -1,5 +1,6 @@
 /** The report as an operator reads it: the verdict first, then what stands in the way, then what both rest on. */
 import * as Arr from "effect/Array"
+import * as Schema from "effect/Schema"
 import type {
   Alignment,
   BlockDevice,
@@ -37,7 +38,21 @@ export interface TextOptions {
   readonly colour: boolean
   /** Also the conditions that do not apply. */
   readonly all: boolean
+  readonly devicePath?: PathReport | undefined
 }
+
+/** What was tried of GPUs; `null`: there is none. */
+export const PathReport = Schema.Struct({
+  kind: Schema.Literal("gds", "gds-compat", "host-staged", "unavailable"),
+  reasons: Schema.Array(Schema.String),
+  improvements: Schema.Array(Schema.String),
+  device: Schema.NullOr(Schema.String),
+  cuFile: Schema.NullOr(
+    Schema.Struct({ version: Schema.NullOr(Schema.String), mode: Schema.String, modeReason: Schema.String })
+  )
+})
+
+export type PathReport = typeof PathReport.Type
 
 interface Meaning {
   readonly says: string
@@ -179,6 +194,14 @@ const gpuText = ({ configuration, cuFile, driver, gpus, nvidiaFs, peerToPeerMemo
     ...(configuration.problem === null ? [] : [`${configuration.path}: ${configuration.problem}`])
   ].join("; ")
 
+const pathLines = ({ cuFile, device, improvements, kind, reasons }: PathReport): ReadonlyArray<Block> => [
+  row("path", 9, kind),
+  ...(device === null ? [] : [row("device", 9, device)]),
+  ...(cuFile === null ? [] : [row("cuFile", 9, `${cuFile.version ?? "?"}, ${cuFile.mode}: ${cuFile.modeReason}`)]),
+  ...reasons.map((reason) => sentence(reason)),
+  ...improvements.map((improvement) => row("better", 9, improvement))
+]
+
 const multiplesText = (multiples: Alignment["read"], what: string): string =>
   multiples === null
     ? `no direct ${what} was made`
@@ -294,7 +317,7 @@ const measurementSection = (measurement: Measurement | null): ReadonlyArray<Bloc
 }
 
 /** Without a newline at the end. */
-export const text = (report: DirectIoReport, { all, colour, width }: TextOptions): string => {
+export const text = (report: DirectIoReport, { all, colour, devicePath, width }: TextOptions): string => {
   const { alignment, conditions, directory, gpu, measurement, unseen, verdict } = report
   const lines = below([
     prose(span(directory, bold)),
@@ -306,6 +329,7 @@ export const text = (report: DirectIoReport, { all, colour, width }: TextOptions
     ...section("Alignment of direct I/O, in bytes", alignmentLines(alignment)),
     ...section("Filesystem and devices", filesystemLines(report)),
     ...section("GPU", [sentence(gpuText(gpu))]),
+    ...(devicePath === undefined ? [] : section("Path to the GPU's memory", pathLines(devicePath))),
     ...section("Not seen", unseen.map(({ reason, what }) => sentence(`${what}: ${reason}`)))
   ])(width).join("\n")
   return colour ? lines : withoutColours(lines)
