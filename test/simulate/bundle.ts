@@ -25,7 +25,7 @@ export const bundle = async (outfile: string, mutation?: Mutation): Promise<void
     external: ["koffi"],
     // Some of what is bundled asks for Node's modules with require.
     banner: {
-      js: "import { createRequire } from \"node:module\"\nconst require = createRequire(import.meta.url)"
+      js: "import { createRequire as nodeRequire } from \"node:module\"\nconst require = nodeRequire(import.meta.url)"
     },
     logLevel: "silent",
     plugins: mutation === undefined ? [] : [{

@@ -37,7 +37,9 @@ export const program = (source: URL): string => {
     format: "esm",
     external: ["koffi"],
     // Of what is in there, some is CommonJS and asks for Node's own modules.
-    banner: { js: "import { createRequire } from \"node:module\"; const require = createRequire(import.meta.url);" },
+    banner: {
+      js: "import { createRequire as nodeRequire } from \"node:module\"; const require = nodeRequire(import.meta.url);"
+    },
     logLevel: "silent"
   })
   compiled.set(path, outfile)
