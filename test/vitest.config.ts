@@ -18,9 +18,9 @@ export default defineConfig({
     setupFiles: ["test/support/dieWithRunner.ts"],
     // A process for each file: koffi, mounts and exit hooks are state of a process.
     pool: "forks",
-    // On two cores vitest takes one worker, and many tests here wait for a disk or for processes that they started.
+    // On two cores vitest takes one worker, and many tests here wait for a disk or for processes that they started: two leave a quarter idle.
     minWorkers: 1,
-    maxWorkers: Math.max(2, availableParallelism() - 1),
+    maxWorkers: Math.max(3, availableParallelism() - 1),
     testTimeout: 30_000,
     hookTimeout: 30_000,
     teardownTimeout: 30_000
