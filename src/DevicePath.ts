@@ -129,7 +129,10 @@ export interface DevicePath {
     offset: number,
     into: DeviceRegion
   ) => Effect.Effect<void, DeviceTransferError | DevicePathUnavailable>
-  /** Device memory in front of a store, with staging buffers of its own for as long as the Scope lives: twice `depth` blocks are in flight. */
+  /**
+   * Device memory in front of a store, with pinned buffers of its own for as long as the Scope lives: one for each of the `depth` blocks
+   * (default 16) that are under way at a time.
+   */
   readonly blocks: (
     store: BlockStore,
     options?: { readonly depth?: number | undefined }
