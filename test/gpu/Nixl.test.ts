@@ -1,5 +1,5 @@
 /** NIXL over its stub: real bytes in real files, and everything that can go wrong on the way. */
-import { afterEach, assert, it, vi } from "@effect/vitest"
+import { afterEach, assert, it, onTestFinished, vi } from "@effect/vitest"
 import * as Cause from "effect/Cause"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
@@ -10,7 +10,7 @@ import * as Logger from "effect/Logger"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import koffi from "koffi"
-import { closeSync, existsSync, openSync, readdirSync, readlinkSync, unlinkSync } from "node:fs"
+import { closeSync, existsSync, openSync, readdirSync, readlinkSync, rmSync, unlinkSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import * as AlignedBuffer from "../../src/AlignedBuffer.js"
@@ -536,10 +536,14 @@ describeStubs("NIXL", (paths) => {
     }
     const register = (what: unknown) => call("register_mem", handles(3), agent, what, 0)
     const deregister = (what: unknown) => call("deregister_mem", handles(3), agent, what, 0)
-    const memory = koffi.address(new Uint8Array(8192))
+    // Held until the end: its address alone keeps nothing.
+    const bytes = new Uint8Array(8192)
+    onTestFinished(() => assert.lengthOf(bytes, 8192))
+    const memory = koffi.address(bytes)
     const host = list("reg", 0, memory, 8192, 0)
 
     const path = join(tmpdir(), `eds-nixl-${process.pid}`)
+    onTestFinished(() => rmSync(path, { force: true }))
     const fd = openSync(path, "w+")
     const file = list("reg", 4, 0, 8192, fd)
     assert.strictEqual(register(file), 0)
