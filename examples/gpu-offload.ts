@@ -97,6 +97,9 @@ const program = Effect.gen(function*() {
     fill(host.bytes, block)
     yield* memory.copyToDevice(host, region)
   }
+  // Never in what was filled in: the blocks have to come from the disk.
+  host.bytes.fill(0xff)
+  for (const region of into) yield* memory.copyToDevice(host, region)
 
   const [offloading, offloaded] = yield* Effect.timed(
     device.offload(from.map((from, block) => ({ hash: BigInt(block), from })))

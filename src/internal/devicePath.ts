@@ -170,6 +170,7 @@ interface Refusal {
   readonly message: string
 }
 
+const neverInPattern = 0xff
 const pattern = (bytes: Uint8Array): void => {
   for (let at = 0; at < bytes.byteLength; at++) bytes[at] = (at * 31 + (at >> 8)) % 251
 }
@@ -187,9 +188,12 @@ const probe = (
     const host = yield* AlignedBuffer.make(probeBytes)
     pattern(host.bytes)
     yield* memory.copyToDevice(host, sent)
+    // What is there may be what an earlier probe has left, which a path that moves nothing must not pass with.
+    const back = yield* AlignedBuffer.make(probeBytes)
+    back.bytes.fill(neverInPattern)
+    yield* memory.copyToDevice(back, received)
     yield* path.write(storage, 0, sent)
     yield* path.read(storage, 0, received)
-    const back = yield* AlignedBuffer.make(probeBytes)
     yield* memory.copyToHost(received, back)
     const wrong = back.bytes.findIndex((byte, at) => byte !== host.bytes[at])
     if (wrong >= 0) return yield* Effect.fail<Refusal>({ message: `byte ${wrong} came back wrong` })

@@ -93,6 +93,13 @@ const compared = (path: DevicePath.DevicePath, memory: DeviceMemory.DeviceMemory
       pattern(host.bytes, part)
       yield* memory.copyToDevice(host, { ...region, offset: part * mebibyte, byteLength: mebibyte })
     }
+    // Never in the pattern: what an earlier path has left there is no proof of this one.
+    host.bytes.fill(0xff)
+    yield* Effect.forEach(
+      parts,
+      (part) => memory.copyToDevice(host, { ...other, offset: part * mebibyte, byteLength: mebibyte }),
+      { discard: true }
+    )
     yield* path.write(storage, 0, region)
     yield* path.read(storage, 0, other)
     const expected = new Uint8Array(mebibyte)
