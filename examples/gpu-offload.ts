@@ -21,11 +21,10 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
-import { execFileSync } from "node:child_process"
 import { mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
-import { fileURLToPath } from "node:url"
+import { compileStubs } from "../test/gpu/stubs/compile.js"
 
 const blockBytes = 1024 * 1024
 const blocks = 64
@@ -38,19 +37,7 @@ const stubs = Effect.map(
     Effect.sync(() => mkdtempSync(join(tmpdir(), "effect-disk-storage-stubs-"))),
     (directory) => Effect.sync(() => rmSync(directory, { recursive: true, force: true }))
   ),
-  (directory) => {
-    const compile = (name: string, soname: string, ...others: ReadonlyArray<string>) => {
-      const source = fileURLToPath(new URL(`../test/gpu/stubs/${name}.c`, import.meta.url))
-      const library = join(directory, soname)
-      execFileSync("cc", ["-shared", "-fPIC", "-pthread", `-Wl,-soname,${soname}`, "-o", library, source, ...others])
-      return library
-    }
-    const cuda = compile("cuda", "libcuda.so.1")
-    return {
-      cuda,
-      cuFile: compile("cufile", "libcufile.so.0", "-L", directory, "-l:libcuda.so.1", "-Wl,-rpath,$ORIGIN")
-    }
-  }
+  compileStubs
 )
 
 const line = (name: string, text: string) => Console.log(`  ${name.padEnd(10)}${text}`)
@@ -69,7 +56,7 @@ const program = Effect.gen(function*() {
   yield* Console.log("gpu-offload")
   const path = yield* DevicePath.make({
     directory,
-    ...(libraries === undefined ? {} : { memory: { library: libraries.cuda }, cuFile: { library: libraries.cuFile } })
+    ...(libraries === undefined ? {} : { memory: { library: libraries.cuda }, cuFile: { library: libraries.cufile } })
   })
   if (Option.isNone(path.memory)) {
     yield* line("path", path.kind)

@@ -2,7 +2,8 @@
  * Memory that direct I/O can use without a copy.
  *
  * A buffer is a page-aligned slice of a `WebAssembly.Memory`: its start is on a 64 KiB boundary, nobody can detach or grow it, a
- * view keeps it alive, the garbage collector frees it when no view is left, and no foreign function is needed to make one.
+ * view keeps it alive, the garbage collector frees it when no view is left, and no foreign function is needed to make one. Once an engine
+ * is there, the kernel is asked for huge pages in what is made (`madvise(2)`).
  *
  * @since 0.1.0
  */

@@ -154,7 +154,8 @@ export interface CuFile {
 
   /**
    * Registers the storage, as `storage.register` does: the handle is deregistered before the file is unlinked or closed, and waits for the
-   * transfers that use it. Fails with `StorageUnlinked` when the file has no name any more, and with `CuFileFailed` when the driver refuses
+   * transfers that use it. It is registered by a descriptor of its own, opened through /proc/self/fd without O_NOFOLLOW, which the driver
+   * refuses. Fails with `StorageUnlinked` when the file has no name any more, and with `CuFileFailed` when the driver refuses
    * it: 5020 where it needs O_DIRECT, 5008 or 5030 on filesystems without support. The storage is left as it was then. Acquiring is
    * not interruptible.
    */

@@ -230,7 +230,7 @@ export const GpuFacts = Schema.Struct({
   ),
   /** Whether a GPU offers memory for the kernel's peer-to-peer DMA. */
   peerToPeerMemory: Schema.NullOr(Schema.Boolean),
-  /** Whether the loader finds and loads libcufile.so.0. */
+  /** Whether the loader finds and loads `libcufile.so.0`, or what `DISK_STORAGE_CUFILE_LIBRARY` names. */
   cuFile: Schema.NullOr(Schema.Boolean),
   /** The cuFile configuration: where it is, what it says of compatibility mode and peer-to-peer DMA, and what is wrong with it. */
   configuration: Schema.Struct({

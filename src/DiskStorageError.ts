@@ -668,7 +668,10 @@ export class CuFileFailed extends Schema.TaggedError<CuFileFailed>(id("CuFileFai
     const where = `${call}${range}${path === undefined ? "" : ` on ${path}`}`
     if (code === 0) return `${where} transferred nothing and reported no error. Treat the range as lost.`
     if (code === -1) {
-      return `${where} failed: ${name} (errno ${errno}). Look at the kernel's log, and treat the range as lost.`
+      const hint = length === undefined
+        ? "Nothing was transferred"
+        : "Look at the kernel's log, and treat the range as lost"
+      return `${where} failed: ${name} (errno ${errno}). ${hint}.`
     }
     const { remedy, what } = cuFileErrorOf(code)
     const cuda = cudaCode === undefined ? "" : `; CUDA error ${cudaCode}`

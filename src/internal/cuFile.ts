@@ -24,7 +24,7 @@ import { errnos } from "../Syscalls.js"
 import { cuFileErrorOf } from "./cuFileErrors.js"
 import { makeDoorOf } from "./door.js"
 import { wholeNumber } from "./engineOptions.js"
-import type { Batch, Driver, Place, RawResult, RawTransfer } from "./linux/cuFile.js"
+import type { Batch, Driver, Place, RawHandle, RawResult, RawTransfer } from "./linux/cuFile.js"
 import * as native from "./linux/cuFile.js"
 
 export const TypeId: unique symbol = Symbol.for("effect-disk-storage/CuFile")
@@ -83,21 +83,21 @@ export const modeOf = (
     }
 }
 
-/** The only class that implements `CuFileHandle`. Its number names nothing else than itself, and is not used after the door has closed. */
+/** The only class that implements `CuFileHandle`. Its number is not used after the door has closed. */
 class Handle implements CuFileHandleService {
   readonly [HandleTypeId]: typeof HandleTypeId = HandleTypeId
   readonly path: string
   readonly size: number
   readonly storage: DiskStorage
-  readonly number: bigint
+  readonly raw: RawHandle
   readonly door
 
-  constructor(storage: DiskStorage, number: bigint) {
+  constructor(storage: DiskStorage, raw: RawHandle) {
     const { path, size } = storage
     this.path = path
     this.size = size
     this.storage = storage
-    this.number = number
+    this.raw = raw
     this.door = makeDoorOf(() => new CuFileReleased({ what: "handle", path }))
   }
 }
@@ -227,8 +227,8 @@ const makeTransfers = (driver: Driver, properties: CuFileProperties): Effect.Eff
     const acquireHandle = (storage: DiskStorage) =>
       storage.withFd((fd) =>
         registering(
-          Effect.map(driver.registerHandle(fd, storage.path), (number) => new Handle(storage, number)),
-          (handle) => Effect.zipRight(handle.door.close, driver.deregisterHandle(handle.number))
+          Effect.map(driver.registerHandle(fd, storage.path), (raw) => new Handle(storage, raw)),
+          ({ door, raw }) => Effect.zipRight(door.close, driver.deregisterHandle(raw))
         )
       )
 
@@ -267,7 +267,7 @@ const makeTransfers = (driver: Driver, properties: CuFileProperties): Effect.Eff
       transfer: CuFileTransfer,
       use: (raw: RawTransfer) => Effect.Effect<A, E>
     ): Effect.Effect<A, E | CuFileTransferError> =>
-      Effect.flatMap(checked(transfer), ({ door, number: handle, storage }) => {
+      Effect.flatMap(checked(transfer), ({ door, raw: { number: handle }, storage }) => {
         const { offset, region } = transfer
         const length = region.byteLength
         return storage.withFd(() =>

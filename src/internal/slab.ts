@@ -58,7 +58,9 @@ export class Slab {
   }
 
   isIdle(start: number, length: number): boolean {
-    return this.users.subarray(pageOf(start), pageOf(start + length - 1) + 1).every((users) => users === 0)
+    const last = pageOf(start + length - 1)
+    for (let page = pageOf(start); page <= last; page++) if (this.users[page] !== 0) return false
+    return true
   }
 
   /** Calls `then` as soon as nobody uses the pages: now, or when the last operation on them ends. */
@@ -89,12 +91,20 @@ const slabs = new WeakMap<ArrayBufferLike, Slab>()
 let current: Slab | undefined
 let used = 0
 
+let onNew: ((slab: Slab) => void) | undefined
+
+/** Tells of each new slab, before anything is written to it, so that the kernel can be advised. */
+export const tellOfNew = (tell: (slab: Slab) => void): void => {
+  onNew = tell
+}
+
 const memory = (byteLength: number, pooled: boolean): Slab => {
   const pages = Math.ceil(byteLength / wasmPage)
   // initial = maximum: such a memory can neither be grown nor detached.
   const { buffer } = new WebAssembly.Memory({ initial: pages, maximum: pages })
   const slab = new Slab(buffer, pooled)
   slabs.set(buffer, slab)
+  onNew?.(slab)
   return slab
 }
 

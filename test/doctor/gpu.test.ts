@@ -9,7 +9,7 @@ import { gpuFacts } from "../../src/internal/directIo/gpuFacts.js"
 import * as FileTree from "./fileTree.js"
 import * as Machine from "./fixtures/gpu.js"
 
-const loads: CuFileLibrary = { loads: true, reason: null }
+const loads: CuFileLibrary = { name: "libcufile.so.0", loads: true, reason: null }
 
 const find = (tree: FileTree.Tree, cuFile = loads) =>
   Effect.gen(function*() {
@@ -102,7 +102,11 @@ it.effect("the version file is enough where statistics are not built in", () =>
 
 it.effect("what may not be read is unseen and not absent", () =>
   Effect.gen(function*() {
-    const { facts, unseen } = yield* find(Machine.refusedEverywhere, { loads: null, reason: "no dlopen here" })
+    const { facts, unseen } = yield* find(Machine.refusedEverywhere, {
+      ...loads,
+      loads: null,
+      reason: "no dlopen here"
+    })
     assert.isNull(facts.gpus)
     assert.isNull(facts.driver)
     assert.isNull(facts.nvidiaFs)
@@ -114,7 +118,7 @@ it.effect("what may not be read is unseen and not absent", () =>
       "libcufile.so.0"
     ])
     assert.strictEqual(unseen.at(-1)?.reason, "no dlopen here")
-    const judgement = yield* judge(Machine.refusedEverywhere, {}, { loads: null, reason: "no dlopen here" })
+    const judgement = yield* judge(Machine.refusedEverywhere, {}, { ...loads, loads: null, reason: "no dlopen here" })
     assert.strictEqual(judgement.verdict, "compat")
     assert.strictEqual(row(judgement, "gpu-driver")?.applies, "unknown")
     assert.include(judgement.reasons, "whether libcufile.so.0 loads is not known: no dlopen here")
@@ -178,7 +182,11 @@ it.effect("without a GPU, a driver, libcufile or a configuration that it takes, 
     const cases = [
       [Machine.noGpu, loads, /no NVIDIA GPU/],
       [{ ...Machine.noGpu, ...pciOnly }, loads, /driver is not loaded/],
-      [Machine.withNvidiaFs, { loads: false, reason: "cannot open shared object file" }, /cannot open shared object/],
+      [
+        Machine.withNvidiaFs,
+        { ...loads, loads: false, reason: "cannot open shared object file" },
+        /cannot open shared object/
+      ],
       [{ ...Machine.withNvidiaFs, "/etc/cufile.json": "{" }, loads, /\/etc\/cufile\.json:1:\d+: /]
     ] as const
     for (const [tree, cuFile, reason] of cases) {
@@ -409,7 +417,7 @@ const silentNfs = Machine.filesystem("nfs4", { source: "10.0.0.5:/export", optio
 
 it.effect("nothing that is not known goes with a direct verdict, on nvidia-fs or with peer-to-peer DMA", () =>
   Effect.gen(function*() {
-    const untried: CuFileLibrary = { loads: null, reason: "no dlopen here" }
+    const untried: CuFileLibrary = { ...loads, loads: null, reason: "no dlopen here" }
     const noVersion = { refused: "PermissionDenied" } as const
     const withoutDriver: FileTree.Tree = {
       "/proc/driver/nvidia/version": noVersion,

@@ -7,7 +7,7 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Scope from "effect/Scope"
 import koffi from "koffi"
-import { closeSync, constants, mkdtempSync, openSync, rmSync } from "node:fs"
+import { closeSync, constants, mkdtempSync, openSync, readdirSync, readFileSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { afterAll, afterEach, beforeEach, describe } from "vitest"
@@ -126,6 +126,11 @@ describeStubs("cuFile", ({ cuda, cufile }) => {
       }
       return assert.fail(what)
     })
+
+  const openFiles = () => readdirSync("/proc/self/fd").length
+  /** `flags` in octal (`proc_pid_fdinfo(5)`). */
+  const flagsOf = (fd: number) =>
+    Number.parseInt(/^flags:\s*(\d+)$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, "utf8"))?.[1] ?? "", 8)
 
   it("is as strict as the library", () => {
     const library = koffi.load(cufile)
@@ -328,6 +333,30 @@ describeStubs("cuFile", ({ cuda, cufile }) => {
       yield* cuFile.register(storage)
     })
   )
+
+  for (const how of ["open-direct", "keepAt"] as const) {
+    live(
+      `registers a storage that was opened with O_NOFOLLOW (${how}), by a descriptor that is gone with the registration`,
+      Effect.gen(function*() {
+        const cuFile = yield* CuFile.CuFile
+        const keepAt = join(directory, "kept")
+        if (how === "keepAt") yield* Effect.scoped(Effect.flatMap(storageOf({ keepAt }), ({ keep }) => keep))
+        const storage = yield* storageOf(how === "keepAt" ? { keepAt } : { openStrategy: how })
+        assert.notStrictEqual(yield* storage.withFd((fd) => Effect.sync(() => flagsOf(fd) & constants.O_NOFOLLOW)), 0)
+        const before = openFiles()
+        stub.fail("cuFileHandleRegister", 1, 5016)
+        yield* Effect.flip(cuFile.register(storage))
+        assert.strictEqual(openFiles(), before)
+        const handle = yield* cuFile.register(storage)
+        const region = yield* DeviceMemory.region(yield* deviceOf(pageSize))
+        yield* upload(pattern(pageSize, 5), region)
+        yield* cuFile.write(handle, 0, region)
+        assertBytes(yield* storage.readBytes(0, pageSize), pattern(pageSize, 5), "the file")
+        assert.isTrue(yield* storage.deregister(CuFile.CuFileHandle))
+        assert.strictEqual(openFiles(), before)
+      })
+    )
+  }
 
   live(
     "deregisters before the file is unlinked and closed, and a handle is dead then",

@@ -1,6 +1,7 @@
 /** How bytes reach a device: decided over the stubs, with real files, and used for ranges and blocks. */
 import { NodeContext } from "@effect/platform-node"
 import { assert, it } from "@effect/vitest"
+import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Exit from "effect/Exit"
@@ -17,8 +18,15 @@ import * as DeviceMemory from "../../src/DeviceMemory.js"
 import * as DevicePath from "../../src/DevicePath.js"
 import * as DiskStorage from "../../src/DiskStorage.js"
 import * as Linux from "../../src/Linux.js"
+import * as SimulatedSyscalls from "../../src/SimulatedSyscalls.js"
+import * as Syscalls from "../../src/Syscalls.js"
+import * as fileTree from "../doctor/fileTree.js"
+import * as disks from "../doctor/fixtures/blockDevices.js"
+import * as filesystems from "../doctor/fixtures/filesystems.js"
+import * as gpus from "../doctor/fixtures/gpu.js"
+import { answers } from "../doctor/machine.js"
 import { assertBytes, pattern } from "../filesystems/real.js"
-import { cudaControl, describeStubs } from "./stubs.js"
+import { cudaControl, cuFileControl, describeStubs } from "./stubs.js"
 
 const mebibyte = 1024 * 1024
 const directory = tmpdir()
@@ -28,8 +36,12 @@ const Services = Layer.mergeAll(Linux.layer, NodeContext.layer, Logger.remove(Lo
 
 describeStubs("the path to a device", ({ cuda, cufile }) => {
   const stub = cudaControl(cuda)
+  const driver = cuFileControl(cufile)
   const nothing = { allocations: 0, pinned: 0, contexts: 0, refusals: 0 }
-  beforeEach(() => stub.reset())
+  beforeEach(() => {
+    stub.reset()
+    driver.reset()
+  })
 
   const make = (options: DevicePath.DevicePathOptions = {}) =>
     DevicePath.make({ directory, memory: { library: cuda }, cuFile: { library: cufile }, ...options })
@@ -116,6 +128,67 @@ describeStubs("the path to a device", ({ cuda, cufile }) => {
       ))
   }
 
+  /** This machine, but with a GPU, and the files on an NVMe disk that both reach (peer-to-peer DMA), as far as one can see. */
+  const peerToPeer = Layer.mergeAll(
+    Layer.effect(
+      Syscalls.Syscalls,
+      Effect.map(Syscalls.Syscalls, (kernel): Syscalls.Syscalls => ({
+        ...kernel,
+        ...answers({ deviceMajor: 259, deviceMinor: 1, mountId: 1 })(kernel)
+      }))
+    ).pipe(Layer.provide(Linux.layer)),
+    fileTree.layer({
+      ...filesystems.machine,
+      ...filesystems.mountinfo({ type: "ext4", device: "259:1", source: "/dev/nvme0n1p1" }),
+      ...disks.nvme(0),
+      ...disks.nvmePartition(0),
+      ...gpus.withPeerToPeer,
+      "/etc/cufile.json": JSON.stringify({
+        properties: { use_pci_p2pdma: true },
+        block: { nvme: { use_pci_p2pdma: true } }
+      })
+    })
+  )
+  const onPeerToPeer = <A, E, R>(body: Effect.Effect<A, E, R>) =>
+    body.pipe(
+      Effect.provide(peerToPeer),
+      Effect.withConfigProvider(ConfigProvider.fromMap(new Map([["DISK_STORAGE_CUFILE_LIBRARY", cufile]]))),
+      Effect.provide(Services)
+    )
+  const nvmeP2p = 1 << 11
+
+  it.scopedLive("is gds where directory and driver both have a direct path, and moves the bytes by cuFile alone", () =>
+    onPeerToPeer(Effect.gen(function*() {
+      driver.props(0, nvmeP2p, 0, 0, 0)
+      const path = yield* make({ memory: { library: cuda }, cuFile: {} })
+      assert.strictEqual(path.kind, "gds", path.reasons.join("; "))
+      assert.deepStrictEqual(path.improvements, [])
+      assert.strictEqual(stub.alive().pinned, 0)
+      const memory = yield* memoryOf(path)
+      const storage = yield* DiskStorage.make({ size: mebibyte, directory })
+      const sent = yield* filled(memory, mebibyte, 3)
+      yield* path.write(storage, 0, sent)
+      assertBytes(yield* storage.readBytes(0, mebibyte), pattern(mebibyte, 3), "on the disk")
+      assert.include(driver.calls(), "cuFileWrite")
+    })))
+
+  it.live("is not gds where the driver copies after all, or moves nothing; what it tried is given back", () =>
+    onPeerToPeer(Effect.gen(function*() {
+      driver.props(0, 0, 1 << 1, 0, 0)
+      const copies = yield* make({ order: ["gds", "host-staged"] })
+      assert.strictEqual(copies.kind, "host-staged")
+      assert.match(copies.reasons.join("\n"), /gds: the directory's verdict is p2pdma, cuFile's mode compat/)
+      driver.props(0, nvmeP2p, 0, 0, 0)
+      driver.fail("cuFileWrite", 0, 5030)
+      const failing = yield* make({ order: ["gds", "host-staged"] })
+      assert.strictEqual(failing.kind, "host-staged")
+      assert.match(failing.reasons.join("\n"), /gds: cuFileWrite/)
+      stub.fail("cuMemcpyDtoH_v2", 0, 700)
+      const before = stub.alive().pinned
+      assert.strictEqual((yield* make({ order: ["host-staged"] })).kind, "unavailable")
+      assert.strictEqual(stub.alive().pinned, before)
+    })).pipe(Effect.scoped))
+
   it.scopedLive("takes the next one when a path fails its transfer", () =>
     Effect.gen(function*() {
       stub.fail("cuMemHostRegister_v2", 1, 801)
@@ -123,6 +196,32 @@ describeStubs("the path to a device", ({ cuda, cufile }) => {
       assert.strictEqual(path.kind, "gds-compat", path.reasons.join("; "))
       assert.match(path.reasons.join("\n"), /host-staged: .*cuMemHostRegister/)
     }).pipe(Effect.provide(Services)))
+
+  it.live("a disk that does not answer keeps its staging memory, and others get other memory", () =>
+    Effect.gen(function*() {
+      const path = yield* make({ cuFile: false })
+      const memory = yield* memoryOf(path)
+      const { pinned } = stub.alive()
+      const silent = yield* Layer.build(SimulatedSyscalls.layerEngine({ never: 1, stallTimeout: 50 }))
+      const hung = yield* Effect.provide(
+        DiskStorage.make({ size: 8 * mebibyte, directory, failureLimit: Infinity }),
+        silent
+      )
+      const region = yield* filled(memory, 8 * mebibyte, 1)
+      // Each takes all the buffers that there are.
+      for (let round = 0; round < 3; round++) {
+        assert.strictEqual((yield* Effect.flip(path.write(hung, 0, region)))._tag, "IoStalled")
+      }
+      assert.isAbove(stub.alive().pinned, pinned)
+      const well = yield* DiskStorage.make({ size: 8 * mebibyte, directory })
+      yield* path.write(well, 0, region)
+      assertBytes(yield* well.readBytes(0, 8 * mebibyte), pattern(8 * mebibyte, 1), "a disk that answers")
+    }).pipe(
+      Effect.scoped,
+      Effect.zipRight(Effect.sync(() => assert.deepStrictEqual(stub.alive(), nothing))),
+      Effect.provide(Layer.provideMerge(SimulatedSyscalls.layerEngine(), SimulatedSyscalls.layer())),
+      Effect.provide(Services)
+    ))
 
   const blockBytes = 64 * 1024
   const stored = Effect.gen(function*() {

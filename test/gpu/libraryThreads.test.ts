@@ -27,6 +27,33 @@ describe("threads for libraries", () => {
       assert.include(each, result)
     }))
 
+  it.live("give calls that wait to a thread together, each with its own answer, and drop one that is given up", () =>
+    Effect.scoped(Effect.gen(function*() {
+      const threads = yield* make(functions, 1, 3)
+      const busy = yield* Effect.fork(threads.call("usleep", [100_000]))
+      yield* Effect.sleep(20)
+      const [one, given, two] = yield* Effect.all([
+        Effect.fork(threads.call("close", [-1])),
+        Effect.fork(threads.call("usleep", [60_000_000])),
+        Effect.fork(threads.call("strnlen", [0, 0]))
+      ])
+      yield* Effect.sleep(20)
+      yield* Fiber.interrupt(given)
+      assert.isNull(busy.unsafePoll())
+      assert.deepStrictEqual(yield* Fiber.join(one), { result: -1, errno: errnos.EBADF })
+      assert.strictEqual((yield* Fiber.join(two)).result, 0)
+      assert.strictEqual((yield* Fiber.join(busy)).result, 0)
+      // Those that were sent with one that lasts end with it; one that is given up then is waited for.
+      const [short, long] = yield* Effect.all([
+        Effect.fork(threads.call("gettid", [])),
+        Effect.fork(threads.call("usleep", [100_000]))
+      ])
+      yield* Effect.sleep(20)
+      assert.isNull(short.unsafePoll())
+      yield* Fiber.interrupt(long)
+      assert.isNotNull(short.unsafePoll())
+    })))
+
   it.scoped("tell errno as it was right after the call, and take 64 bits", () =>
     Effect.gen(function*() {
       const threads = yield* make(functions, 1)

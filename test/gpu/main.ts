@@ -1,30 +1,33 @@
 /**
- * `npm run test:gpu`: what there is of CUDA, cuFile and NIXL on this machine, each path to the device tried with every byte compared, and its
- * bandwidth against that of the engine alone, in interleaved rounds. Where something is missing it says what, and ends with 0.
- * `-- --stubs`: the same over the stub libraries.
+ * `npm run test:gpu`: what there is of CUDA, cuFile and NIXL on this machine; each path to the device tried with every byte compared, and its
+ * bandwidth against that of the engine alone, in interleaved rounds; what a call costs; then the tests that hold on any library and the
+ * example, over these ones. Where something is missing it says what, and ends with 0. `-- --stubs`: the same over the stub libraries.
  */
 import { NodeContext } from "@effect/platform-node"
+import * as Command from "@effect/platform/Command"
+import {
+  AlignedBuffer,
+  DeviceMemory,
+  DevicePath,
+  DiskStorage,
+  DiskStorageConfig,
+  Linux,
+  Nixl,
+  ProcessRuntime
+} from "effect-disk-storage"
 import * as Console from "effect/Console"
 import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
-import * as Either from "effect/Either"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
-import { execFileSync } from "node:child_process"
+import koffi from "koffi"
 import { mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { fileURLToPath } from "node:url"
-import * as AlignedBuffer from "../../src/AlignedBuffer.js"
 import { median } from "../../src/cli/bench/units.js"
-import * as DeviceMemory from "../../src/DeviceMemory.js"
-import * as DevicePath from "../../src/DevicePath.js"
-import * as DiskStorage from "../../src/DiskStorage.js"
-import * as DiskStorageConfig from "../../src/DiskStorageConfig.js"
-import * as Linux from "../../src/Linux.js"
-import * as Nixl from "../../src/Nixl.js"
-import * as ProcessRuntime from "../../src/ProcessRuntime.js"
+import { compileStubs } from "./stubs/compile.js"
 
 const mebibyte = 1024 * 1024
 /** Of each round, in blocks of 1 MiB, 16 of them in flight. */
@@ -41,31 +44,7 @@ const stubs = Effect.map(
     Effect.sync(() => mkdtempSync(join(tmpdir(), "effect-disk-storage-stubs-"))),
     (directory) => Effect.sync(() => rmSync(directory, { recursive: true, force: true }))
   ),
-  (directory) => {
-    const compile = (name: string, soname: string, ...others: ReadonlyArray<string>) => {
-      const source = fileURLToPath(new URL(`stubs/${name}.c`, import.meta.url))
-      const library = join(directory, soname)
-      execFileSync("cc", [
-        "-O2",
-        "-shared",
-        "-fPIC",
-        "-pthread",
-        `-Wl,-soname,${soname}`,
-        "-o",
-        library,
-        source,
-        ...others
-      ])
-      return { library }
-    }
-    const memory = compile("cuda", "libcuda.so.1")
-    const others = ["-L", directory, "-l:libcuda.so.1", "-Wl,-rpath,$ORIGIN"]
-    return {
-      memory,
-      cuFile: compile("cufile", "libcufile.so.0", ...others),
-      nixl: compile("nixl", "libnixl_capi.so", ...others)
-    }
-  }
+  compileStubs
 )
 
 const pattern = (into: Uint8Array, seed: number) => {
@@ -142,6 +121,64 @@ const compared = (path: DevicePath.DevicePath, memory: DeviceMemory.DeviceMemory
     }
   }))
 
+/** NIXL, its plugins, and what moves through POSIX. */
+const nixlFound = (options: Nixl.NixlOptions) =>
+  Effect.scoped(Effect.gen(function*() {
+    const nixl = yield* Nixl.make({ ...options, agentName: "test:gpu" })
+    yield* line(
+      "NIXL",
+      `${nixl.library}: plugins ${nixl.plugins.join(", ")}; an agent with ${nixl.backends.join(", ")}`
+    )
+  })).pipe(Effect.catchTags({
+    NixlUnavailable: ({ message }) => line("NIXL", message),
+    NixlFailed: ({ message }) => line("NIXL", message)
+  }))
+
+const calls = 20_000
+
+/** What koffi adds to a call with the arguments of cuFileRead, in its thread; and what it is to wait for one from here. */
+const callCost = (options: DeviceMemory.DeviceMemoryOptions) =>
+  Effect.scoped(Effect.gen(function*() {
+    // It does next to nothing, and takes what it does not know in registers.
+    const arguments_ = ["uint64_t", "uint64_t", "size_t", "int64_t", "int64_t"]
+    const nothing: (...args: ReadonlyArray<number | bigint>) => number = koffi.load(null).func(
+      "labs",
+      "int64_t",
+      arguments_
+    )
+    const batch = () => {
+      const began = performance.now()
+      for (let call = 0; call < calls; call++) {
+        nothing(0x7000_0000_0000n, 0x7000_0000_1000n, mebibyte, 0, 0)
+        koffi.errno()
+      }
+      return (performance.now() - began) * 1e3 / calls
+    }
+    const costs = Array.from({ length: rounds }, batch)
+    yield* line(
+      "a call",
+      `${Math.min(...costs).toFixed(2)} us best, ${median(costs).toFixed(2)} us median, in its thread`
+    )
+    const memory = yield* DeviceMemory.make(options)
+    const region = yield* DeviceMemory.region(yield* memory.allocate(1))
+    const host = yield* AlignedBuffer.slice(yield* AlignedBuffer.make(1), 0, 1)
+    const trips = yield* Effect.replicateEffect(timed(memory.copyToHost(region, host)), 500)
+    yield* line(
+      "and from here",
+      `${(median(trips) * 1e3).toFixed(0)} us median: a copy of one byte, one after the other`
+    )
+  })).pipe(Effect.catchTag("CudaUnavailable", ({ message }) => line("and from here", message)))
+
+/** Runs a command with this one's output; it has to end well. */
+const ended = (command: Command.Command) =>
+  command.pipe(
+    Command.workingDirectory(fileURLToPath(new URL("../..", import.meta.url))),
+    Command.stdout("inherit"),
+    Command.stderr("inherit"),
+    Command.exitCode,
+    Effect.flatMap((code) => code === 0 ? Effect.void : new Wrong({ message: `it ended with ${code}` }))
+  )
+
 const program = Effect.gen(function*() {
   const libraries = process.argv.includes("--stubs") ? yield* stubs : undefined
   const directory = yield* DiskStorageConfig.directory
@@ -151,7 +188,9 @@ const program = Effect.gen(function*() {
       const path = yield* DevicePath.make({
         directory,
         order: [kind],
-        ...(libraries === undefined ? {} : { memory: libraries.memory, cuFile: libraries.cuFile })
+        ...(libraries === undefined
+          ? {}
+          : { memory: { library: libraries.cuda }, cuFile: { library: libraries.cufile } })
       })
       if (Option.isNone(path.memory)) return yield* line(kind, `not here: ${path.reasons.slice(0, 2).join("; ")}`)
       const memory = path.memory.value
@@ -163,13 +202,16 @@ const program = Effect.gen(function*() {
       yield* compared(path, memory, directory)
     }))
   }
-  const nixl = yield* Effect.either(Effect.scoped(Layer.build(
-    Nixl.layer({ agentName: "test:gpu", ...(libraries === undefined ? {} : libraries.nixl) })
-  )))
-  yield* Either.match(nixl, {
-    onLeft: ({ message }) => line("NIXL", message),
-    onRight: () => line("NIXL", "an agent with its backends was made")
-  })
+  yield* nixlFound(libraries === undefined ? {} : { library: libraries.nixl })
+  yield* callCost(libraries === undefined ? {} : { library: libraries.cuda })
+  const mode = libraries === undefined ? "real" : "stubs"
+  yield* Console.log(`  tests that hold on any library, over the ${mode} ones`)
+  yield* ended(
+    Command.make("test/run.sh", "test/gpu/libraries.test.ts").pipe(Command.env({ EDS_GPU_LIBRARIES: mode }))
+  )
+  yield* ended(
+    Command.make("npm", "run", "--silent", "gpu-offload", ...(libraries === undefined ? [] : ["--", "--stubs"]))
+  )
 })
 
 program.pipe(

@@ -5,32 +5,11 @@
 import { afterAll, assert, describe, it } from "@effect/vitest"
 import koffi from "koffi"
 import { execFileSync } from "node:child_process"
-import { existsSync, mkdtempSync, rmSync } from "node:fs"
+import { mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
-import { fileURLToPath } from "node:url"
-
-const sources = fileURLToPath(new URL("stubs", import.meta.url))
-
-/** By the name of their source; what a library needs stands before it. */
-const libraries = [
-  ["cuda", "libcuda.so.1"],
-  ["cufile", "libcufile.so.0"],
-  ["nixl", "libnixl_capi.so"]
-] as const
-
-export type Library = typeof libraries[number][0]
-
-const compile = (directory: string): void => {
-  for (const [name, file] of libraries) {
-    const source = join(sources, `${name}.c`)
-    if (!existsSync(source)) continue
-    // cuFile and NIXL ask the stub of CUDA which device memory is alive. With its own name in it, it is loaded once, whoever loads it.
-    const others = name === "cuda" ? [] : ["-L", directory, "-l:libcuda.so.1", "-Wl,-rpath,$ORIGIN"]
-    const flags = ["-shared", "-fPIC", "-pthread", "-Wall", "-Werror", `-Wl,-soname,${file}`]
-    execFileSync("cc", [...flags, "-o", join(directory, file), source, ...others], { stdio: "pipe" })
-  }
-}
+import type { Paths } from "./stubs/compile.js"
+import { compileStubs } from "./stubs/compile.js"
 
 const whyNot = (): string | undefined => {
   try {
@@ -41,9 +20,6 @@ const whyNot = (): string | undefined => {
   }
 }
 
-/** Paths of the libraries; of those whose source is not there yet nothing is at them. */
-export type Paths = { readonly [library in Library]: string }
-
 /**
  * A suite over the stub libraries. Where they cannot be compiled it is one skipped test whose name says why, and a failing one when
  * `EDS_REQUIRE_REAL` is 1.
@@ -53,19 +29,16 @@ export const describeStubs = (name: string, body: (paths: Paths) => void): void 
   if (reason === undefined) {
     const directory = mkdtempSync(join(tmpdir(), "eds-stubs-"))
     const remove = () => rmSync(directory, { recursive: true, force: true })
+    let paths: Paths
     try {
-      compile(directory)
+      paths = compileStubs(directory)
     } catch (error) {
       remove()
       throw error
     }
     describe(name, () => {
       afterAll(remove)
-      body({
-        cuda: join(directory, "libcuda.so.1"),
-        cufile: join(directory, "libcufile.so.0"),
-        nixl: join(directory, "libnixl_capi.so")
-      })
+      body(paths)
     })
   } else if (process.env["EDS_REQUIRE_REAL"] === "1") {
     describe(name, () => {

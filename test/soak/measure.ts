@@ -69,7 +69,10 @@ export const sample = (since: number): Effect.Effect<Sample> =>
 const second = 1000
 const minute = 60 * second
 const leastWarmUpMillis = 20 * second
-/** Until then the heap grows by 4 %, all of it compiled code and what belongs to that (two snapshots compared), and RSS with it. */
+/**
+ * Until then the heap grows by 4 % where V8 compiles, all of it code and what belongs to that (two snapshots compared), RSS with it, and both
+ * go on for as long as there is something to compile. `npm run soak` turns its compilers off: what grows then is the program's.
+ */
 const warmUpMillisOfLongRuns = 10 * minute
 /** In a shorter run, memory says nothing: caches, compiled code and the allocator's habits are still growing. */
 export const leastMillisForMemory = 10 * minute

@@ -501,15 +501,18 @@ const ioState = (io: IoVerdict): Finding => {
   }
 }
 
-const libraryState = (input: GpuInput): Finding => {
-  const reason = input.cuFileReason === null ? "" : `: ${input.cuFileReason}`
-  switch (input.facts.cuFile) {
+const libraryState = ({ cuFile: { loads, name, reason } }: GpuInput): Finding => {
+  const because = reason === null ? "" : `: ${reason}`
+  switch (loads) {
     case true:
-      return clear("libcufile.so.0 loads")
+      return clear(`${name} loads`)
     case false:
-      return obstacle(`libcufile.so.0 does not load${reason}`, "install libcufile (CUDA toolkit)")
+      return obstacle(
+        `${name} does not load${because}`,
+        "install libcufile (CUDA toolkit), or name it: DISK_STORAGE_CUFILE_LIBRARY"
+      )
     case null:
-      return unclear(`whether libcufile.so.0 loads is not known${reason}`)
+      return unclear(`whether ${name} loads is not known${because}`)
   }
 }
 

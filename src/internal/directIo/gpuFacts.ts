@@ -13,8 +13,9 @@ export const NVIDIA_FS_VERSION = "/proc/driver/nvidia-fs/version"
 const NVIDIA_FS_STATS = "/proc/driver/nvidia-fs/stats"
 const PCI_DEVICES = "/sys/bus/pci/devices"
 
-/** Whether libcufile.so.0 loads, which only the caller can try; `reason` says why not, or why it was not tried. */
+/** Whether the library of cuFile loads, which only the caller can try; `reason` says why not, or why it was not tried. */
 export interface CuFileLibrary {
+  readonly name: string
   readonly loads: boolean | null
   readonly reason: string | null
 }
@@ -23,7 +24,7 @@ export interface CuFileLibrary {
 export interface GpuFindings {
   readonly facts: GpuFacts
   readonly unseen: ReadonlyArray<Unseen>
-  readonly cuFileReason: string | null
+  readonly cuFile: CuFileLibrary
   /** Whether the driver is the open kernel module: the one with peer-to-peer DMA. */
   readonly openKernelModule: boolean | null
   /** Whether the NVMe driver merges paths; a merged device has no peer-to-peer DMA. */
@@ -157,7 +158,7 @@ export const gpuFacts = (
     const peer = yield* findPeerToPeerMemory(gpus.value)
     const multipath = yield* text("/sys/module/nvme_core/parameters/multipath")
     const library = cuFile.loads === null
-      ? [{ what: "libcufile.so.0", reason: cuFile.reason ?? "it was not tried" }]
+      ? [{ what: cuFile.name, reason: cuFile.reason ?? "it was not tried" }]
       : []
     return {
       facts: {
@@ -175,7 +176,7 @@ export const gpuFacts = (
         }
       },
       unseen: [...gpus.unseen, ...driver.unseen, ...nvidiaFs.unseen, ...peer.unseen, ...library],
-      cuFileReason: cuFile.reason,
+      cuFile,
       openKernelModule: driver.open,
       nvmeMultipath: multipathOf(multipath.value)
     }

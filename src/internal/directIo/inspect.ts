@@ -12,6 +12,7 @@ import type {
   Measurement,
   Unseen
 } from "../../DirectIo.js"
+import * as DiskStorageConfig from "../../DiskStorageConfig.js"
 import { DirectoryUnusable } from "../../DiskStorageError.js"
 import type { BufferUnavailable } from "../../DiskStorageError.js"
 import type { IoEngine } from "../../IoEngine.js"
@@ -320,12 +321,14 @@ export const inspect = (
 
     const kernelRelease = yield* textOf("/proc/sys/kernel/osrelease")
     const configuration = yield* readCuFileConfiguration
-    const library = yield* Effect.match(syscalls.dlopen("libcufile.so.0"), {
+    const name = yield* Effect.orElseSucceed(DiskStorageConfig.cuFileLibrary, () =>
+      "libcufile.so.0")
+    const library = yield* Effect.match(syscalls.dlopen(name), {
       onFailure: ({ code, message }) =>
         code === "ELIBACC"
-          ? { loads: false, reason: "the loader does not find it, or a library that it needs" }
-          : { loads: null, reason: message },
-      onSuccess: () => ({ loads: true, reason: null })
+          ? { name, loads: false, reason: "the loader does not find it, or a library that it needs" }
+          : { name, loads: null, reason: message },
+      onSuccess: () => ({ name, loads: true, reason: null })
     })
     const gpu = yield* gpuFacts(library, configuration)
     const onGpu = judgeGpu({ ...gpu, configuration, filesystem, devices, io: io.verdict, kernelRelease })

@@ -26,6 +26,10 @@ const declarations = (library: string, cudaLibrary: string) => ({
   cuFileBufDeregister: { library, result: status, args: [pointer] },
   cuFileRead: { library, result: "int64_t", args: [pointer, pointer, "size_t", "int64_t", "int64_t"] },
   cuFileWrite: { library, result: "int64_t", args: [pointer, pointer, "size_t", "int64_t", "int64_t"] },
+  // libc's, through what cuFile is linked with: it has another name with each libc.
+  fcntl: { library, result: "int", args: ["int", "int"] },
+  open: { library, result: "int", args: [pointer, "int"] },
+  close: { library, result: "int", args: ["int"] },
   // What older releases lack.
   cuFileGetVersion: { library, result: status, args: [pointer], optional: true },
   cuFileGetParameterBool: { library, result: status, args: ["int", pointer], optional: true },
@@ -41,6 +45,8 @@ const declarations = (library: string, cudaLibrary: string) => ({
 } as const)
 
 type Call = keyof ReturnType<typeof declarations>
+
+const F_GETFL = 3
 
 /** What a failure is told with besides the code. */
 export type Place = Partial<Pick<CuFileFailed, "path" | "offset" | "length" | "bytesDone">>
@@ -65,6 +71,12 @@ export const transferFailed = (call: string, { errno, result }: RawResult, place
   result === -1
     ? new CuFileFailed({ call, code: -1, name: errnoCode(errno), errno, ...place })
     : failed(call, Math.abs(result), place)
+
+/** A file that the driver knows, by a descriptor of its own. */
+export interface RawHandle {
+  readonly number: bigint
+  readonly fd: number
+}
 
 /** One of a batch; `base` is where the memory begins that the driver knows, `baseOffset` where the transfer does in it. */
 export interface RawTransfer {
@@ -95,8 +107,9 @@ export interface Driver {
   readonly version: Effect.Effect<number | undefined>
   /** `force_compat_mode` of the configuration in force; undefined where the library does not tell. */
   readonly forceCompatMode: Effect.Effect<boolean | undefined>
-  readonly registerHandle: (fd: number, path: string) => Effect.Effect<bigint, CuFileFailed>
-  readonly deregisterHandle: (handle: bigint) => Effect.Effect<void>
+  /** By another descriptor of the file, which needs `fd` no more; `path` is for messages. */
+  readonly registerHandle: (fd: number, path: string) => Effect.Effect<RawHandle, CuFileFailed>
+  readonly deregisterHandle: (handle: RawHandle) => Effect.Effect<void>
   readonly registerBuffer: (base: bigint, length: number) => Effect.Effect<void, CuFileFailed>
   readonly deregisterBuffer: (base: bigint) => Effect.Effect<void, CuFileFailed>
   readonly transfer: (
@@ -173,7 +186,7 @@ export const make = (
   count: number
 ): Effect.Effect<Driver, CuFileUnavailable, Scope.Scope> =>
   Effect.gen(function*() {
-    const { koffi } = yield* Effect.mapError(
+    const { architecture: { flags }, koffi } = yield* Effect.mapError(
       native,
       ({ message }) => new CuFileUnavailable({ library, reason: message.replace(/\.$/, "") })
     )
@@ -204,6 +217,22 @@ export const make = (
         const word = BigInt(result)
         const code = Number(BigInt.asIntN(32, word))
         return code === 0 ? Effect.void : Effect.fail(failed(name, code, place, Number(BigInt.asIntN(32, word >> 32n))))
+      })
+
+    const libc = (name: "fcntl" | "open", args: ReadonlyArray<Value>, path: string, holds?: unknown) =>
+      Effect.flatMap(threads.call(name, args, holds), ({ errno, result }) =>
+        Number(result) >= 0
+          ? Effect.succeed(Number(result))
+          : Effect.fail(transferFailed(name, { result: -1, errno }, { path })))
+    const close = (fd: number) => Effect.asVoid(threads.call("close", [fd]))
+
+    /** The file behind a descriptor, opened again as it is but for O_NOFOLLOW, which cuFile refuses (5019). */
+    const reopen = (fd: number, path: string) =>
+      Effect.gen(function*() {
+        const found = yield* libc("fcntl", [fd, F_GETFL], path)
+        const { address, bytes } = yield* memory(pageSize)
+        new TextEncoder().encodeInto(`/proc/self/fd/${fd}`, bytes)
+        return yield* libc("open", [address, (found & ~flags.O_NOFOLLOW) | flags.O_CLOEXEC], path, bytes)
       })
 
     const batch = (size: number) =>
@@ -273,15 +302,20 @@ export const make = (
       }),
       registerHandle: (fd, path) =>
         Effect.gen(function*() {
+          const own = yield* reopen(fd, path)
           const { address, bytes, view } = yield* memory(pageSize)
           const descriptor = 64
           bytes.fill(0, descriptor, descriptor + descriptorBytes)
           view.setInt32(descriptor, opaqueFd, true)
-          view.setInt32(descriptor + 8, fd, true)
-          yield* checked("cuFileHandleRegister", [address, address + descriptor], bytes, { path })
-          return view.getBigUint64(0, true)
+          view.setInt32(descriptor + 8, own, true)
+          yield* Effect.onError(
+            checked("cuFileHandleRegister", [address, address + descriptor], bytes, { path }),
+            () => close(own)
+          )
+          return { number: view.getBigUint64(0, true), fd: own }
         }),
-      deregisterHandle: (handle) => Effect.asVoid(threads.call("cuFileHandleDeregister", [handle])),
+      deregisterHandle: ({ fd, number }) =>
+        Effect.zipRight(threads.call("cuFileHandleDeregister", [number]), close(fd)),
       registerBuffer: (base, length) => checked("cuFileBufRegister", [base, length, 0], undefined, { length }),
       deregisterBuffer: (base) => checked("cuFileBufDeregister", [base], undefined),
       transfer: (kind, { base, baseOffset, handle, length, offset }) =>

@@ -40,6 +40,9 @@ export const portable = 0x1
 /** Copies that touch the memory are over when their call returns (`CU_POINTER_ATTRIBUTE_SYNC_MEMOPS`). */
 export const syncMemops = 6
 
+/** How many calls a thread is given at once: copies of 1 MiB are as short as it takes to wake it. */
+const copiesTogether = 4
+
 /** Memory for one answer by reference; zero until then. */
 export interface Answer {
   readonly address: number
@@ -70,7 +73,8 @@ export const open = (
     const loaded = yield* Effect.mapError(
       libraryThreads.make(
         Object.fromEntries(Object.entries(signatures).map(([name, args]) => [name, { library, result: "int", args }])),
-        threads
+        threads,
+        copiesTogether
       ),
       ({ reason }) =>
         new CudaUnavailable({

@@ -61,64 +61,86 @@ try {
 } catch (error) {
   parentPort.postMessage({ reason: error.message })
 }
-parentPort.on("message", ({ name, args }) => {
-  try {
-    const result = functions.get(name)(...args)
-    parentPort.postMessage({ result, errno: koffi.errno() })
-  } catch (error) {
-    parentPort.postMessage({ reason: String(error) })
-  }
+parentPort.on("message", (calls) => {
+  parentPort.postMessage(calls.map(({ name, args }) => {
+    try {
+      const result = functions.get(name)(...args)
+      return { result, errno: koffi.errno() }
+    } catch (error) {
+      return { reason: String(error) }
+    }
+  }))
 })
 `
 
+/** What becomes of the libraries, told once, and then of calls, as many as were sent. */
 type Message =
   | { readonly names: ReadonlyArray<string> }
   | { readonly reason: string }
-  | Answer
+  | ReadonlyArray<Answer | { readonly reason: string }>
+
+interface Call {
+  readonly name: string
+  readonly args: ReadonlyArray<Value>
+  readonly holds: unknown
+  /** Whoever waits for its end. */
+  ended: (answer: Effect.Effect<Answer>) => void
+}
 
 interface Thread {
   readonly worker: Worker
-  /** What the call uses that it is at. */
-  holds: unknown
-  /** Who waits for the answer to the call that it is at. */
-  answer: ((message: Message) => void) | undefined
+  /** What it is at. */
+  calls: ReadonlyArray<Call>
   /** Why it answers no more. */
   ended: string | undefined
 }
 
-const start = (functions: Declarations, koffi: string): Thread => {
+const notCalled = ({ name }: Call, reason: string) => Effect.dieMessage(`${name} was not called: ${reason}`)
+
+/** `loaded` is told when the libraries are there, or why they are not; `idle` each time that a thread has ended its calls. */
+const start = (
+  functions: Declarations,
+  koffi: string,
+  loaded: (outcome: ReadonlyArray<string> | NotLoaded) => void,
+  idle: () => void
+): Thread => {
   const worker = new Worker(program, { eval: true, workerData: { functions, koffi } })
-  const thread: Thread = { worker, holds: undefined, answer: undefined, ended: undefined }
-  const answered = (message: Message) => {
-    const { answer } = thread
-    thread.answer = undefined
-    thread.holds = undefined
+  const thread: Thread = { worker, calls: [], ended: undefined }
+  const over = (reason: string) => {
+    thread.ended ??= reason
+    loaded({ reason })
+    const { calls } = thread
+    thread.calls = []
+    for (const call of calls) call.ended(notCalled(call, reason))
+  }
+  worker.on("message", (message: Message) => {
+    if ("names" in message) return loaded(message.names)
+    if ("reason" in message) return loaded(message)
+    const { calls } = thread
+    thread.calls = []
     // It does not keep the process alive while it is at nothing.
     worker.unref()
-    answer?.(message)
-  }
-  worker.on("message", answered)
-  worker.on("error", (error) => answered({ reason: String(error) }))
-  worker.on("exit", (code) => {
-    thread.ended = `its thread has ended (${code})`
-    answered({ reason: thread.ended })
+    idle()
+    for (const [index, call] of calls.entries()) {
+      const answer = message[index] ?? { reason: "there was no answer" }
+      call.ended("reason" in answer ? notCalled(call, answer.reason) : Effect.succeed(answer))
+    }
   })
+  worker.on("error", (error) => over(String(error)))
+  worker.on("exit", (code) => over(`its thread has ended (${code})`))
   return thread
 }
 
-const ask = (thread: Thread, name: string, args: ReadonlyArray<Value>, holds: unknown) =>
-  Effect.uninterruptible(Effect.async<Answer>((resume) => {
-    if (thread.ended !== undefined) return resume(Effect.dieMessage(`${name} was not called: ${thread.ended}`))
-    thread.answer = (message) => {
-      if ("result" in message) return resume(Effect.succeed(message))
-      resume(
-        Effect.dieMessage(`${name} was not called: ${"reason" in message ? message.reason : "an answer to nothing"}`)
-      )
-    }
-    thread.holds = holds
-    thread.worker.ref()
-    thread.worker.postMessage({ name, args }, [])
-  }))
+const send = (thread: Thread, calls: ReadonlyArray<Call>): void => {
+  const { ended, worker } = thread
+  if (ended !== undefined) {
+    for (const call of calls) call.ended(notCalled(call, ended))
+    return
+  }
+  thread.calls = calls
+  worker.ref()
+  worker.postMessage(calls.map(({ args, name }) => ({ name, args })), [])
+}
 
 /** What a library that cannot be loaded, or lacks a function, is told by. */
 export interface NotLoaded {
@@ -128,52 +150,78 @@ export interface NotLoaded {
 /**
  * `threads` threads that have loaded the libraries. The end of the Scope waits for calls in flight, however long those take. Libraries
  * stay loaded. A call after that is a defect.
+ *
+ * To wake another thread costs as much as a short call: up to `together` calls that wait are given to a thread at once, and end together.
  */
 export const make = <const F extends Declarations>(
   functions: F,
-  threads: number
+  threads: number,
+  together = 1
 ): Effect.Effect<LibraryThreads<F>, NotLoaded, Scope.Scope> =>
   Effect.gen(function*() {
     const koffi = yield* Effect.try({
       try: () => createRequire(import.meta.url).resolve("koffi"),
       catch: (error): NotLoaded => ({ reason: `koffi cannot be found: ${String(error)}` })
     })
-    const gate = yield* Effect.makeSemaphore(threads)
-    const idle: Array<Thread> = []
+    const all: Array<Thread> = []
+    const waiting: Array<Call> = []
+    const sendWaiting = () => {
+      const idle = all.filter(({ calls }) => calls.length === 0)
+      for (const [index, thread] of idle.entries()) {
+        const share = Math.min(together, Math.ceil(waiting.length / (idle.length - index)))
+        if (share > 0) send(thread, waiting.splice(0, share))
+      }
+    }
+    /** At the end of the turn, when all who begin something now have done so. */
+    let planned = false
+    const sendSoon = () => {
+      if (planned) return
+      planned = true
+      queueMicrotask(() => {
+        planned = false
+        sendWaiting()
+      })
+    }
+    const gate = yield* Effect.makeSemaphore(threads * together)
     const names = new Set<string>()
     const startOne = Effect.async<Thread, NotLoaded>((resume) => {
-      const thread = start(functions, koffi)
-      thread.answer = (message) => {
-        if ("names" in message) {
-          for (const name of message.names) names.add(name)
-          return resume(Effect.succeed(thread))
+      const thread = start(functions, koffi, (outcome) => {
+        if ("reason" in outcome) {
+          void thread.worker.terminate()
+          return resume(Effect.fail(outcome))
         }
-        void thread.worker.terminate()
-        resume(Effect.fail({ reason: "reason" in message ? message.reason : "it answered before it was asked" }))
-      }
+        for (const name of outcome) names.add(name)
+        thread.worker.unref()
+        resume(Effect.succeed(thread))
+      }, sendSoon)
     })
-    const all: Array<Thread> = []
-    // Those in flight hold a permit each.
+    // Those that wait or are in flight hold a permit each.
     yield* Effect.addFinalizer(() =>
-      gate.withPermits(threads)(
+      gate.withPermits(threads * together)(
         Effect.forEach(all, ({ worker }) => Effect.promise(() => worker.terminate()), { discard: true })
       )
     )
     for (let count = 0; count < threads; count++) {
-      const thread = yield* Effect.uninterruptible(
-        Effect.tap(startOne, (thread) => Effect.sync(() => all.push(thread)))
-      )
-      idle.push(thread)
+      yield* Effect.uninterruptible(Effect.tap(startOne, (thread) => Effect.sync(() => all.push(thread))))
     }
     return {
       call: (name, args, holds) =>
-        gate.withPermits(1)(Effect.suspend(() => {
-          const thread = idle.pop()
-          if (thread === undefined) return Effect.dieMessage("there is a permit for each thread")
-          return Effect.ensuring(ask(thread, name, args, holds), Effect.sync(() => void idle.push(thread)))
+        gate.withPermits(1)(Effect.async<Answer>((resume) => {
+          const call: Call = { name, args, holds, ended: resume }
+          waiting.push(call)
+          sendSoon()
+          return Effect.suspend(() => {
+            const at = waiting.indexOf(call)
+            if (at < 0) return Effect.async<void>((resume) => void (call.ended = () => resume(Effect.void)))
+            waiting.splice(at, 1)
+            return Effect.void
+          })
         })),
       callOnEach: (name, args) =>
-        gate.withPermits(threads)(Effect.forEach(all, (thread) => ask(thread, name, args, undefined))),
+        gate.withPermits(threads * together)(Effect.forEach(all, (thread) =>
+          Effect.uninterruptible(
+            Effect.async<Answer>((resume) => send(thread, [{ name, args, holds: undefined, ended: resume }]))
+          ))),
       has: (name) => names.has(name)
     }
   })

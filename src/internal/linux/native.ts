@@ -10,7 +10,7 @@ import * as Effect from "effect/Effect"
 import { EngineUnavailable, PlatformNotSupported } from "../../DiskStorageError.js"
 import type { OpenFlags } from "../../Syscalls.js"
 import type { Part, Slab } from "../slab.js"
-import { takeAlone } from "../slab.js"
+import { takeAlone, tellOfNew } from "../slab.js"
 
 interface Architecture {
   readonly flags: OpenFlags
@@ -85,6 +85,21 @@ export interface Native {
   ) => Effect.Effect<CFunction, PlatformNotSupported>
 }
 
+const MADV_HUGEPAGE = 14
+let advises = false
+
+/**
+ * Asks for huge pages in new slabs, where the kernel gives them to who asks (transparent huge pages, `madvise(2)`): a transfer then goes to
+ * the disk in few segments, and not in one for each scattered page. Refused where there are none.
+ */
+const adviseHugePages = (koffi: Koffi, libc: ReturnType<Koffi["load"]>): Effect.Effect<void> =>
+  Effect.sync(() => {
+    if (advises) return
+    advises = true
+    const madvise = libc.func("madvise", "int", ["size_t", "size_t", "int"])
+    tellOfNew((slab) => madvise(addressOf(koffi, slab), slab.buffer.byteLength, MADV_HUGEPAGE))
+  })
+
 export const native: Effect.Effect<Native, PlatformNotSupported> = Effect.gen(function*() {
   const { arch, platform } = process
   const architecture = platform === "linux" ? architectures[arch] : undefined
@@ -96,6 +111,7 @@ export const native: Effect.Effect<Native, PlatformNotSupported> = Effect.gen(fu
     try: () => koffi.load(null),
     catch: (error) => new PlatformNotSupported({ platform, arch, reason: `libc could not be opened: ${String(error)}` })
   })
+  yield* adviseHugePages(koffi, libc)
   return {
     koffi,
     architecture,

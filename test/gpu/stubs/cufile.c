@@ -168,6 +168,7 @@ void stub_cufile_compat(int on) {
 void stub_cufile_props(unsigned nvfs_major, unsigned dstatusflags, unsigned dcontrolflags, unsigned fflags, unsigned batch) {
   pthread_mutex_lock(&lock);
   props.nvfs.major_version = nvfs_major;
+  if (nvfs_major == 0) props.nvfs.minor_version = 0;
   props.nvfs.dstatusflags = dstatusflags;
   props.nvfs.dcontrolflags = dcontrolflags;
   props.fflags = fflags;
