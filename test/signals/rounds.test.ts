@@ -167,6 +167,17 @@ describe("nothing is left after", () => {
   )
 })
 
+it.scopedLive(
+  "a thread that is terminated while its closing of descriptors waits for the pool leaves none",
+  () =>
+    Effect.gen(function*() {
+      const running = yield* startChild("closing", [])
+      assert.deepStrictEqual(yield* running.ended, { code: 0, signal: null }, running.output())
+      assert.strictEqual(running.output().trim(), "left []")
+    }),
+  testTimeout
+)
+
 describeReal("ext4", { name: "threads that are terminated" }, (it) => {
   for (const [engine, name] of [["io_uring", "io_uring"], ["aio", "aio"], ["node", "node:fs"]] as const) {
     const reason = whyNotEngine(name)

@@ -316,5 +316,5 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
         )
       })
   }
-  return yield* endingWithThread(kernel, declare, gate)
+  return yield* endingWithThread(kernel, declare, gate, offThread)
 })

@@ -4,18 +4,19 @@
  *
  * - The names are registered with libc, which unlinks them when the thread has ended, however it ends. By then Node has waited for the
  *   calls that the pool was making for the thread.
- * - The descriptors are opened and closed through `node:fs`: a worker closes what is left of these, also one whose opening was under
- *   way (`trackUnmanagedFds`, on by default).
+ * - The descriptors are opened through `node:fs`: a worker closes what is left of these, also one whose opening was under way
+ *   (`trackUnmanagedFds`, on by default). They are not closed through it off-thread: Node forgets a descriptor when that is asked for,
+ *   and drops what still waits for the pool when the thread is terminated.
  */
 import * as Effect from "effect/Effect"
 import { randomInt } from "node:crypto"
-import { close, closeSync, constants, open, openSync } from "node:fs"
+import { closeSync, constants, open, openSync } from "node:fs"
 import { isMainThread } from "node:worker_threads"
-import type { PlatformNotSupported } from "../../DiskStorageError.js"
+import { PlatformNotSupported } from "../../DiskStorageError.js"
 import { errnos } from "../../Syscalls.js"
 import type { Kernel } from "../kernel.js"
 import * as linkedFiles from "../linkedFiles.js"
-import type { Native } from "./native.js"
+import type { Argument, CFunction, Native } from "./native.js"
 
 // uapi/linux/limits.h, the NUL included
 const PATH_MAX = 4096
@@ -106,17 +107,38 @@ export const descriptors = (
     }
   })
 
+/** A descriptor that names a directory and opens nothing; one is enough for a thread. */
+let placeholder: number | undefined
+
+/** A call that a thread of the pool makes; `done` runs when the kernel has answered, before anything else can. */
+type OffThread = (
+  fn: CFunction,
+  args: ReadonlyArray<Argument>,
+  hooks: { readonly done: (result: number) => void }
+) => Effect.Effect<number>
+
 /** `kernel` as it is for the main thread; for a worker, one whose files end with it. */
 export const endingWithThread = (
   kernel: Kernel,
   declare: Native["declare"],
-  gate: Effect.Semaphore
+  gate: Effect.Semaphore,
+  offThread: OffThread
 ): Effect.Effect<Kernel, PlatformNotSupported> =>
   isMainThread ? Effect.succeed(kernel) : Effect.gen(function*() {
     const atEnd = yield* unlinkAtEnd(declare)
+    const dup3 = yield* declare("dup3", "int", ["int", "int", "int"])
+    const nothing = yield* Effect.try({
+      try: () => placeholder ??= openSync("/", kernel.flags.O_PATH),
+      catch: (error) =>
+        new PlatformNotSupported({
+          platform: process.platform,
+          arch: process.arch,
+          reason: `this thread gets no descriptor: ${String(error)}`
+        })
+    })
 
     type Answered = (error: NodeJS.ErrnoException | null, fd?: number) => void
-    const offThread = (call: (answered: Answered) => void): Effect.Effect<number> =>
+    const throughNode = (call: (answered: Answered) => void): Effect.Effect<number> =>
       gate.withPermits(1)(Effect.uninterruptible(Effect.async<number>((resume) =>
         call((error, fd) =>
           resume(Effect.succeed(error === null ? fd ?? 0 : error.errno ?? -errnos.EIO))
@@ -124,7 +146,7 @@ export const endingWithThread = (
       )))
 
     const create = (path: string, flags: number): Effect.Effect<number> =>
-      path.includes("\0") ? Effect.succeed(-errnos.ENOENT) : offThread((answered) => {
+      path.includes("\0") ? Effect.succeed(-errnos.ENOENT) : throughNode((answered) => {
         linkedFiles.add(path, atEnd(path))
         open(path, flags | constants.O_RDWR | constants.O_CREAT | constants.O_EXCL, 0o600, (error, fd) => {
           if (error !== null) {
@@ -162,9 +184,18 @@ export const endingWithThread = (
       open: (path, flags) =>
         path.includes("\0")
           ? Effect.succeed(-errnos.ENOENT)
-          : offThread((answered) =>
+          : throughNode((answered) =>
             open(path, flags, 0o600, answered)
           ),
-      close: (fd) => offThread((answered) => close(fd, answered))
+      // Its file is closed off-thread, by putting nothing in its place (what close(2) would tell is lost); the number, which stays Node's
+      // until then, after that.
+      close: (fd) =>
+        Effect.flatMap(kernel.fcntlGetFlags(fd), (flags) =>
+          flags < 0
+            ? Effect.succeed(flags)
+            : Effect.map(
+              offThread(dup3, [nothing, fd, O_CLOEXEC], { done: (result) => void (result < 0 || closeSync(fd)) }),
+              (result) => Math.min(result, 0)
+            ))
     }
   })
