@@ -169,8 +169,8 @@ export interface CuFile {
     CuFileRegisterError
   >
   /**
-   * Registers device memory until the Scope ends, which pins it and spares each transfer within it the bounce buffers of the library. End
-   * that Scope before the memory's own.
+   * Registers device memory until the Scope ends, or the memory's own, which pins it and spares each transfer within it the bounce buffers
+   * of the library.
    */
   readonly registerBuffer: (
     memory: DeviceBuffer | DeviceRegion

@@ -13,14 +13,17 @@ import * as Layer from "effect/Layer"
 import type * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
 import type { AlignedBuffer } from "./AlignedBuffer.js"
+import type { DeviceBuffer, DeviceRegion } from "./DeviceMemory.js"
 import type { DiskStorage } from "./DiskStorage.js"
 import type {
+  DeviceMemoryFreed,
   DuplicateKey,
   InvalidOption,
   NixlClosed,
   NixlFailed,
   NixlTransferError,
   NixlUnavailable,
+  OutOfBounds,
   StorageClosed,
   StorageUnlinked,
   UnlinkFailed
@@ -102,7 +105,8 @@ export interface File {
 export const File: Context.Tag<File, File> = internal.File
 
 /**
- * Device memory: its address there, its bytes, and the ordinal of the device. It has to stay allocated while it is registered.
+ * Device memory of somebody else: its address there, its bytes, and the ordinal of the device. It has to stay allocated while it is
+ * registered.
  *
  * @since 0.1.0
  * @category models
@@ -174,12 +178,16 @@ export interface Nixl {
     NixlFailed | NixlClosed | DuplicateKey | StorageClosed | StorageUnlinked
   >
   /**
-   * Registers host or device memory with every backend that takes its kind. The end of the Scope waits for transfers that use it; a
-   * failure then is logged.
+   * Registers host or device memory with every backend that takes its kind. The end of the Scope, or of a `DeviceBuffer`, waits for
+   * transfers that use it; a failure then is logged.
    */
   readonly registerMemory: (
-    memory: AlignedBuffer | DeviceRange
-  ) => Effect.Effect<Memory, NixlFailed | NixlClosed | InvalidOption, Scope.Scope>
+    memory: AlignedBuffer | DeviceBuffer | DeviceRegion | DeviceRange
+  ) => Effect.Effect<
+    Memory,
+    NixlFailed | NixlClosed | InvalidOption | DeviceMemoryFreed | OutOfBounds,
+    Scope.Scope
+  >
   /** Reads `length` bytes (default: all of `into` from `start` on) at `offset` of the file. */
   readonly read: (
     file: File,

@@ -22,6 +22,7 @@ import { CuFileFailed, CuFileReleased, CuFileUnavailable, OutOfBounds } from "..
 import type { Results } from "../IoEngine.js"
 import { errnos } from "../Syscalls.js"
 import { cuFileErrorOf } from "./cuFileErrors.js"
+import { registrationsOf } from "./deviceMemory.js"
 import { makeDoorOf } from "./door.js"
 import { wholeNumber } from "./engineOptions.js"
 import type { Batch, Driver, Place, RawHandle, RawResult, RawTransfer } from "./linux/cuFile.js"
@@ -205,19 +206,20 @@ const makeTransfers = (driver: Driver, properties: CuFileProperties): Effect.Eff
       )
     )
 
-    /** Acquires, and releases with the Scope or with the driver. Uninterruptible: what a call has made is not to be lost. */
+    /** Acquires, and releases with the Scope, or by an owner that ends before it. Uninterruptible: what a call has made is not to be lost. */
     const registering = <A, E>(
       acquire: Effect.Effect<A, E>,
-      release: (acquired: A) => Effect.Effect<void>
+      release: (acquired: A) => Effect.Effect<void>,
+      owners: ReadonlyArray<Set<Effect.Effect<void, unknown>>> = [registered]
     ): Effect.Effect<A, E | CuFileReleased, Scope.Scope> =>
       Effect.acquireRelease(
         door.enter(() =>
           Effect.gen(function*() {
             const acquired = yield* acquire
             const once: Effect.Effect<void> = yield* Effect.cached(
-              Effect.ensuring(release(acquired), Effect.sync(() => registered.delete(once)))
+              Effect.ensuring(release(acquired), Effect.sync(() => owners.forEach((owner) => owner.delete(once))))
             )
-            registered.add(once)
+            for (const owner of owners) owner.add(once)
             return { acquired, once }
           })
         ),
@@ -249,7 +251,8 @@ const makeTransfers = (driver: Driver, properties: CuFileProperties): Effect.Eff
                 range.door.close,
                 logged("device memory not deregistered", driver.deregisterBuffer(base))
               )
-            })
+            }),
+          [registered, registrationsOf(region.buffer)]
         )))
     }
 

@@ -1,6 +1,7 @@
 /** Memory of a CUDA device: who uses which of it, and the calls. */
 import type * as ConfigError from "effect/ConfigError"
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import type * as Scope from "effect/Scope"
 import type { AlignedBuffer } from "../AlignedBuffer.js"
 import type { Device, DeviceBuffer, DeviceMemory, DeviceMemoryOptions, DeviceRegion } from "../DeviceMemory.js"
@@ -31,6 +32,8 @@ class Allocation implements DeviceBuffer {
   readonly byteLength: number
   readonly device: Device
   readonly door
+  /** How its registrations with libraries end, newest last: before it is freed. One that fails may still be used by its library. */
+  readonly registrations = new Set<Effect.Effect<void, unknown>>()
 
   constructor(pointer: bigint, byteLength: number, device: Device) {
     this.pointer = pointer
@@ -44,6 +47,10 @@ const allocation = (buffer: DeviceBuffer): Allocation => {
   if (buffer instanceof Allocation) return buffer
   throw new TypeError("a DeviceBuffer is made by DeviceMemory.allocate, and by nothing else")
 }
+
+/** To be added to while the memory cannot be freed, as by `withPointer`. */
+export const registrationsOf = (buffer: DeviceBuffer): Set<Effect.Effect<void, unknown>> =>
+  allocation(buffer).registrations
 
 const outside = ({ buffer, byteLength: length, offset }: DeviceRegion): OutOfBounds | undefined =>
   Number.isSafeInteger(offset) && Number.isSafeInteger(length) && offset >= 0 && length >= 0 &&
@@ -199,7 +206,15 @@ export const make = (
             )
             return { buffer: new Allocation(pointer, byteLength, device), free }
           }),
-          ({ buffer, free }) => Effect.zipRight(buffer.door.close, logged("Device memory is not freed", free))
+          ({ buffer: { door, registrations }, free }) =>
+            Effect.gen(function*() {
+              yield* door.close
+              const ends = yield* Effect.forEach([...registrations].reverse(), Effect.either)
+              const failures = ends.flatMap((end) => Either.isLeft(end) ? [end.left] : [])
+              yield* failures.length > 0
+                ? Effect.logError("Device memory is left to the process: a library may still use it", ...failures)
+                : logged("Device memory is not freed", free)
+            })
         ).pipe(Effect.map(({ buffer }): DeviceBuffer => buffer))
       )
 

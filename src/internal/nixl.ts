@@ -6,6 +6,9 @@ import * as Effect from "effect/Effect"
 import * as Fiber from "effect/Fiber"
 import * as Schedule from "effect/Schedule"
 import type * as Scope from "effect/Scope"
+import type { AlignedBuffer } from "../AlignedBuffer.js"
+import type { DeviceBuffer, DeviceRegion } from "../DeviceMemory.js"
+import { withPointer } from "../DeviceMemory.js"
 import type { DiskStorage } from "../DiskStorage.js"
 import * as DiskStorageConfig from "../DiskStorageConfig.js"
 import type { NixlFailed, NixlTransferError, NixlUnavailable } from "../DiskStorageError.js"
@@ -13,6 +16,7 @@ import { BufferBusy, InvalidOption, IoStalled, Misaligned, NixlClosed, OutOfBoun
 import type * as Public from "../Nixl.js"
 import type { Region } from "./alignedBuffer.js"
 import { region } from "./alignedBuffer.js"
+import { BufferTypeId, registrationsOf } from "./deviceMemory.js"
 import { makeDoorOf } from "./door.js"
 import { wholeNumber } from "./engineOptions.js"
 import type { Value } from "./linux/libraryThreads.js"
@@ -56,6 +60,8 @@ class Registration {
   /** Its end has come while there were such: it is deregistered when they have ended. */
   waiting = false
   end: Effect.Effect<void, NixlFailed | IoStalled> = Effect.void
+  /** Of the device memory that it is of: whoever frees that ends this first. */
+  siblings: Set<Effect.Effect<void, unknown>> | undefined
 
   readonly what: string
   readonly kind: number
@@ -193,6 +199,7 @@ const service = (
       withList(registration, (list) => api.call("nixl_capi_deregister_mem", registration.what, [agent, list, 0])).pipe(
         Effect.zipRight(Effect.suspend(() => {
           registrations.delete(registration)
+          registration.siblings?.delete(registration.end)
           return closeFile(api, registration)
         }))
       )
@@ -232,32 +239,54 @@ const service = (
         ({ registration }) => Effect.orDie(Effect.suspend(() => registration.end))
       )
 
+    const registerHost = (memory: AlignedBuffer) =>
+      Effect.suspend(() => {
+        const host = region(memory)
+        const { byteLength, slab, start } = host
+        const what = `${byteLength} bytes of host memory`
+        const registration = new Registration(what, kinds.host, api.addressOf(slab) + start, byteLength, 0, host)
+        return Effect.as(register(registration), new RegisteredMemory("host", registration, host))
+      })
+
+    const registerDevice = (
+      memory: Public.DeviceRange
+    ): Effect.Effect<RegisteredMemory, NixlFailed | InvalidOption> => {
+      const { byteLength, device, pointer } = memory
+      if (!(Number.isSafeInteger(byteLength) && byteLength > 0 && Number.isSafeInteger(device) && device >= 0)) {
+        return Effect.fail(
+          new InvalidOption({
+            option: "memory",
+            value: `${byteLength} bytes of device ${device}`,
+            expected: "a length above 0 and the ordinal of a device"
+          })
+        )
+      }
+      const what = `${byteLength} bytes of memory of device ${device}`
+      const registration = new Registration(what, kinds.device, pointer, byteLength, device, memory)
+      return Effect.as(register(registration), new RegisteredMemory("device", registration, undefined))
+    }
+
+    const registerOwned = ({ buffer, byteLength, offset }: DeviceRegion) =>
+      withPointer({ buffer, byteLength, offset }, (pointer) =>
+        Effect.tap(
+          registerDevice({ pointer, byteLength, device: buffer.device.ordinal }),
+          ({ registration }) =>
+            Effect.sync(() => {
+              registration.siblings = registrationsOf(buffer).add(registration.end)
+            })
+        ))
+
+    const registerAny = (memory: AlignedBuffer | DeviceBuffer | DeviceRegion | Public.DeviceRange) => {
+      if ("bytes" in memory) return registerHost(memory)
+      if ("buffer" in memory) return registerOwned(memory)
+      return BufferTypeId in memory
+        ? registerOwned({ buffer: memory, byteLength: memory.byteLength, offset: 0 })
+        : registerDevice(memory)
+    }
+
     const registerMemory: Public.Nixl["registerMemory"] = (memory) =>
       Effect.acquireRelease(
-        door.enter(() =>
-          Effect.suspend((): Effect.Effect<RegisteredMemory, NixlFailed | InvalidOption> => {
-            if ("bytes" in memory) {
-              const host = region(memory)
-              const { byteLength, slab, start } = host
-              const what = `${byteLength} bytes of host memory`
-              const registration = new Registration(what, kinds.host, api.addressOf(slab) + start, byteLength, 0, host)
-              return Effect.as(register(registration), new RegisteredMemory("host", registration, host))
-            }
-            const { byteLength, device, pointer } = memory
-            if (!(Number.isSafeInteger(byteLength) && byteLength > 0 && Number.isSafeInteger(device) && device >= 0)) {
-              return Effect.fail(
-                new InvalidOption({
-                  option: "memory",
-                  value: `${byteLength} bytes of device ${device}`,
-                  expected: "a length above 0 and the ordinal of a device"
-                })
-              )
-            }
-            const what = `${byteLength} bytes of memory of device ${device}`
-            const registration = new Registration(what, kinds.device, pointer, byteLength, device, memory)
-            return Effect.as(register(registration), new RegisteredMemory("device", registration, undefined))
-          })
-        ),
+        door.enter((): ReturnType<typeof registerAny> => registerAny(memory)),
         ({ registration }) =>
           Effect.catchAll(
             Effect.suspend(() => registration.end),
@@ -625,7 +654,10 @@ export const make = (
           // What could not be deregistered went with the agent.
           return Effect.zipRight(
             destroy(api, "nixl_capi_destroy_agent", agentName, agent),
-            Effect.forEach(held.registrations, (registration) => closeFile(api, registration), { discard: true })
+            Effect.forEach(held.registrations, (registration) => {
+              registration.siblings?.delete(registration.end)
+              return closeFile(api, registration)
+            }, { discard: true })
           ).pipe(Effect.tap(() => Effect.sync(held.afterwards)))
         })
     )

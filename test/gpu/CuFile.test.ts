@@ -1,5 +1,6 @@
 /** cuFile over its stub, which refuses what the library refuses and moves bytes between real files and the stub's device memory. */
 import { assert, it } from "@effect/vitest"
+import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
@@ -485,6 +486,49 @@ describeStubs("cuFile", ({ cuda, cufile }) => {
       yield* storage.readBytes(0, 1)
       yield* storage.close
       assert.strictEqual(stub.calls().filter((name) => name.startsWith("cuFileHandleDeregister")).length, 1)
+    }).pipe(Effect.scoped, Effect.provide(services)))
+
+  live(
+    "deregisters memory that ends first, after its transfers and before it is freed",
+    Effect.gen(function*() {
+      const cuFile = yield* CuFile.CuFile
+      const handle = yield* cuFile.register(yield* storageOf())
+      const scope = yield* Scope.make()
+      const buffer = yield* Scope.extend(deviceOf(4 * pageSize), scope)
+      const region = yield* DeviceMemory.region(buffer, pageSize, pageSize)
+      yield* cuFile.registerBuffer(region)
+      yield* Effect.scoped(cuFile.registerBuffer(yield* DeviceMemory.region(buffer, 2 * pageSize, pageSize)))
+      yield* cuFile.registerBuffer(yield* DeviceMemory.region(buffer, 0, pageSize))
+      stub.delay("cuFileWrite", 1, 100)
+      const writing = yield* Effect.fork(cuFile.write(handle, 0, region))
+      yield* until("in flight", () => stub.alive().inFlight === 1)
+      yield* Scope.close(scope, Exit.void)
+      assert.isNotNull(writing.unsafePoll())
+      yield* Fiber.join(writing)
+      assert.strictEqual(stub.alive().buffers, 0)
+      assert.strictEqual(device.alive().allocations, 0)
+      assert.strictEqual((yield* Effect.flip(cuFile.write(handle, 0, region)))._tag, "DeviceMemoryFreed")
+    })
+  )
+
+  it.live("outlives the service of its memory, of which nothing is registered then", () =>
+    Effect.gen(function*() {
+      const scope = yield* Scope.make()
+      const memory = yield* Scope.extend(DeviceMemory.make({ library: cuda, threads: 1 }), scope)
+      const context = yield* Layer.build(
+        Layer.provide(CuFile.layer({ library: cufile }), Layer.succeed(DeviceMemory.DeviceMemory, memory))
+      )
+      const cuFile = Context.get(context, CuFile.CuFile)
+      const storage = yield* storageOf()
+      const handle = yield* cuFile.register(storage)
+      const region = yield* DeviceMemory.region(yield* memory.allocate(pageSize))
+      yield* cuFile.registerBuffer(region)
+      yield* cuFile.write(handle, 0, region)
+      yield* Scope.close(scope, Exit.void)
+      assert.deepStrictEqual(device.alive(), { allocations: 0, pinned: 0, contexts: 0, refusals: 0 })
+      assert.deepStrictEqual(stub.alive(), { ...nothing, opens: 1, handles: 1 }, stub.misuse())
+      assert.strictEqual((yield* Effect.flip(cuFile.write(handle, 0, region)))._tag, "DeviceMemoryFreed")
+      yield* storage.sync
     }).pipe(Effect.scoped, Effect.provide(services)))
 
   live(

@@ -14,12 +14,13 @@ import { closeSync, existsSync, openSync, readdirSync, readlinkSync, rmSync, unl
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import * as AlignedBuffer from "../../src/AlignedBuffer.js"
+import * as DeviceMemory from "../../src/DeviceMemory.js"
 import * as DiskStorage from "../../src/DiskStorage.js"
 import type { IoEngine } from "../../src/IoEngine.js"
 import * as Linux from "../../src/Linux.js"
 import * as Nixl from "../../src/Nixl.js"
 import type { Syscalls } from "../../src/Syscalls.js"
-import { describeStubs, nixlControl } from "./stubs.js"
+import { cudaControl, describeStubs, nixlControl } from "./stubs.js"
 
 vi.setConfig({ testTimeout: 120_000 })
 
@@ -509,6 +510,51 @@ describeStubs("NIXL", (paths) => {
       assert.deepStrictEqual(stub.alive(), { ...nothing, agents: 1, backends: 1, memory: 1 })
       assert.strictEqual(openFiles(), 0)
       assert.strictEqual(stub.refusals(), 0)
+    })
+  )
+
+  live(
+    "deregisters device memory that ends first, and leaves to the process what a transfer may still use",
+    Effect.gen(function*() {
+      const cuda = cudaControl(paths.cuda)
+      const errors: Array<unknown> = []
+      // Finalizers log to those who were there when they were added.
+      const logger = Logger.make(({ logLevel, message }) => {
+        if (logLevel._tag === "Error") errors.push(message)
+      })
+      yield* Effect.addFinalizer(() => Effect.sync(() => cuda.reset()))
+      const devices = yield* DeviceMemory.make({ library: paths.cuda })
+      const nixl = yield* posix({ backends: [{ name: "GDS" }], stallTimeout: 300 })
+      const file = yield* nixl.register(yield* storage)
+      yield* Effect.gen(function*() {
+        const scope = yield* Scope.make()
+        const buffer = yield* Scope.extend(devices.allocate(65_536), scope)
+        yield* Effect.scoped(nixl.registerMemory(buffer))
+        const first = yield* nixl.registerMemory(yield* DeviceMemory.region(buffer, 0, 32_768))
+        const second = yield* nixl.registerMemory(yield* DeviceMemory.region(buffer, 32_768))
+        yield* nixl.write(file, 0, first)
+        stub.transfer({ late: 100 })
+        const writing = yield* Effect.fork(nixl.write(file, 0, second))
+        while (stub.alive().requests === 0) yield* Effect.sleep(1)
+        yield* Scope.close(scope, Exit.void)
+        assert.isTrue(Exit.isSuccess(yield* Fiber.await(writing)))
+        assert.strictEqual(stub.alive().memory, 0)
+        assert.strictEqual(cuda.alive().allocations, 0)
+        assert.strictEqual((yield* Effect.flip(nixl.read(file, 0, second)))._tag, "NixlClosed")
+        assert.strictEqual((yield* Effect.flip(nixl.registerMemory(buffer)))._tag, "DeviceMemoryFreed")
+      }).pipe(Effect.provide(Logger.add(logger)))
+      assert.isEmpty(errors)
+      yield* Effect.gen(function*() {
+        const scope = yield* Scope.make()
+        const memory = yield* nixl.registerMemory(yield* Scope.extend(devices.allocate(4096), scope))
+        stub.transfer({ never: true })
+        assert.strictEqual((yield* Effect.flip(nixl.read(file, 0, memory)))._tag, "IoStalled")
+        yield* Scope.close(scope, Exit.void)
+        assert.strictEqual(cuda.alive().allocations, 1)
+        assert.include(String(errors), "left to the process")
+        stub.end(0)
+        while (stub.alive().requests > 0) yield* Effect.sleep(1)
+      }).pipe(Effect.provide(Logger.add(logger)))
     })
   )
 

@@ -141,7 +141,15 @@ describe("NIXL", () => {
     expect(nixl.register(storage)).type.toBe<Effect.Effect<Nixl.File, RegisterError>>()
     expect(nixl.registerThenUnlink(storage)).type.toBe<Effect.Effect<Unlinked<Nixl.File>, RegisterError>>()
     expect(nixl.registerMemory(buffer)).type.toBe<
-      Effect.Effect<Nixl.Memory, Errors.NixlFailed | Errors.NixlClosed | Errors.InvalidOption, Scope.Scope>
+      Effect.Effect<
+        Nixl.Memory,
+        | Errors.NixlFailed
+        | Errors.NixlClosed
+        | Errors.InvalidOption
+        | Errors.DeviceMemoryFreed
+        | Errors.OutOfBounds,
+        Scope.Scope
+      >
     >()
     expect(nixl.transfer("read", file, [])).type.toBe<
       Effect.Effect<
