@@ -21,6 +21,7 @@ import type {
   CreateFailed,
   CudaFailed,
   CudaUnavailable,
+  CuFileTransferError,
   DevicePathUnavailable,
   DeviceTransferError,
   DirectoryUnsafe,
@@ -81,21 +82,28 @@ export interface DeviceDestination {
 }
 
 /**
- * The blocks of one store, in device memory. They pass through pinned host memory, where the store's checksum is computed and compared: a
- * transfer that failed, was short or does not verify is never a block, nor reaches the device.
+ * The blocks of one store, in device memory.
+ *
+ * Those of a store with checksums pass through pinned host memory, on every path, since the checksum is computed and compared there: a
+ * transfer that failed, was short or does not verify is never a block, nor reaches the device. Those of a store without (`checksum: "off"`)
+ * go by the path that was decided, with cuFile straight between disk and device: one that failed or was short is never a block, and nobody
+ * looks at the bytes.
  *
  * @since 0.1.0
  * @category models
  */
 export interface DeviceBlocks {
+  /** How they go, and why. */
+  readonly kind: Exclude<Kind, "unavailable">
+  readonly reason: string
   /** As `BlockStore.offload`. A block that is there already is not copied. */
   readonly offload: (
     blocks: ReadonlyArray<DeviceBlock>
-  ) => Effect.Effect<Results<OffloadError | CopyError, Offloaded>>
+  ) => Effect.Effect<Results<OffloadError | CopyError | CuFileTransferError, Offloaded>>
   /** As `BlockStore.onboard`. */
   readonly onboard: (
     destinations: ReadonlyArray<DeviceDestination>
-  ) => Effect.Effect<Results<OnboardError | CopyError>>
+  ) => Effect.Effect<Results<OnboardError | CopyError | CuFileTransferError>>
 }
 
 /**
@@ -130,8 +138,9 @@ export interface DevicePath {
     into: DeviceRegion
   ) => Effect.Effect<void, DeviceTransferError | DevicePathUnavailable>
   /**
-   * Device memory in front of a store, with pinned buffers of its own for as long as the Scope lives: one for each of the `depth` blocks
-   * (default 16) that are under way at a time.
+   * Device memory in front of a store, `depth` blocks (default 16) under way at a time, for as long as the Scope lives: with a pinned buffer
+   * for each where they pass through host memory, else with the storages registered with cuFile, which have to be linked for that. Where a
+   * storage cannot be registered, they pass through host memory; that is logged, and told by `reason`.
    */
   readonly blocks: (
     store: BlockStore,

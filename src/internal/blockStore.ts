@@ -35,7 +35,7 @@ import {
   StoreClosed,
   StoreFull
 } from "../DiskStorageError.js"
-import type { IoEngine } from "../IoEngine.js"
+import type { IoEngine, Results } from "../IoEngine.js"
 import * as OffloadFilter from "../OffloadFilter.js"
 import type { Syscalls } from "../Syscalls.js"
 import { region } from "./alignedBuffer.js"
@@ -79,6 +79,55 @@ const filtered = Either.right("filtered" as const)
 
 /** What of the counts are metrics, too. */
 const metricEvents = ["hits", "misses", "stored", "evicted", "corrupted", "failed"] as const
+
+/** What a transfer of a block fails with. */
+interface Failure {
+  readonly _tag: string
+  readonly errno?: number | undefined
+}
+
+/** Memory that no engine reaches, only for stores without checksums, which need not look at it. */
+export interface Foreign<E extends Failure> {
+  readonly byteLength: number
+  /** Moves the block of a slot, and calls `done` once, as an engine does. */
+  readonly move: (
+    kind: "read" | "write",
+    storage: DiskStorage,
+    offset: number,
+    done: (error: TransferError | E | undefined) => void
+  ) => void
+}
+
+type Memory<E extends Failure> = AlignedBuffer.AlignedBuffer | Foreign<E>
+
+export interface BlockOf<E extends Failure> extends Omit<Block, "data"> {
+  readonly data: Memory<E>
+}
+
+export interface DestinationOf<E extends Failure> extends Omit<Destination, "into"> {
+  readonly into: Memory<E>
+}
+
+/** What a store without checksums can besides. */
+export interface WithForeign {
+  readonly storages: ReadonlyArray<DiskStorage>
+  readonly offload: <E extends Failure>(
+    blocks: ReadonlyArray<BlockOf<E>>
+  ) => Effect.Effect<Results<OffloadError | E, Offloaded>>
+  readonly onboard: <E extends Failure>(
+    destinations: ReadonlyArray<DestinationOf<E>>
+  ) => Effect.Effect<Results<OnboardError | E>>
+}
+
+const unchecked = new WeakMap<BlockStore, WithForeign>()
+
+/** Undefined of a store with checksums. */
+export const withForeign = (store: BlockStore): WithForeign | undefined => unchecked.get(store)
+
+const bufferOf = (memory: Memory<Failure>): AlignedBuffer.AlignedBuffer => {
+  if ("move" in memory) throw new TypeError("a store with checksums has to look at the bytes")
+  return memory
+}
 
 /** A hash that is being written; `waiters` are told when that has ended. */
 interface Writing {
@@ -264,8 +313,8 @@ export const make = (
     /** Failures in a row, by storage; reads that succeed say nothing of writes. */
     const failures = { read: storages.map(() => 0), write: storages.map(() => 0) }
     /** Storages that were taken out. Their blocks are found no more from then on, and leave the index bit by bit. */
-    const takenOut = yield* Queue.unbounded<{ readonly number: number; readonly error: TransferError }>()
-    const purge = ({ error, number }: { readonly number: number; readonly error: TransferError }) =>
+    const takenOut = yield* Queue.unbounded<{ readonly number: number; readonly error: Failure }>()
+    const purge = ({ error, number }: { readonly number: number; readonly error: Failure }) =>
       Effect.suspend(() =>
         Effect.logError("a storage is taken out of the block store, with its blocks", error).pipe(
           Effect.annotateLogs({ path: storages[number]?.path, blocks: index.storages[number]?.blocks }),
@@ -279,11 +328,12 @@ export const make = (
     yield* Effect.forkScoped(Effect.interruptible(Effect.forever(Effect.flatMap(Queue.take(takenOut), purge))))
 
     /** Whether the range that a transfer failed on is to be used no more. */
-    const isFault = (error: TransferError): boolean =>
-      error._tag === "IoFailed" || error._tag === "IoStalled" || error._tag === "StorageClosed"
+    const isFault = (error: Failure): boolean =>
+      error._tag === "IoFailed" || error._tag === "IoStalled" || error._tag === "StorageClosed" ||
+      (error._tag === "CuFileFailed" && error.errno !== undefined)
     /** Whether a transfer failed because of its storage, which is to be used no more after too many. */
-    const isOfStorage = (error: TransferError): boolean => isFault(error) || error._tag === "StorageDegraded"
-    const failedOn = (kind: "read" | "write", slot: number, error: TransferError): void => {
+    const isOfStorage = (error: Failure): boolean => isFault(error) || error._tag === "StorageDegraded"
+    const failedOn = (kind: "read" | "write", slot: number, error: Failure): void => {
       counts.failed += 1
       const number = index.storageOf(slot)
       const storage = index.storages[number]
@@ -296,16 +346,18 @@ export const make = (
     }
 
     /** What throws is no engine of this package; nothing of it may be left behind. */
-    const transfer = (
+    const transfer = <E extends Failure>(
       batch: Batch,
       kind: "read" | "write",
       slot: number,
-      buffer: AlignedBuffer.AlignedBuffer,
-      done: (error: TransferError | undefined) => void
+      memory: Memory<E>,
+      done: (error: TransferError | E | undefined) => void
     ): void => {
       const offset = offsetOf(slot)
       try {
-        storageAt(slot).unsafeTransfer(kind, { offset, buffer }, done)
+        const storage = storageAt(slot)
+        if ("move" in memory) memory.move(kind, storage, offset, done)
+        else storage.unsafeTransfer(kind, { offset, buffer: memory }, done)
       } catch (defect) {
         batch.die(defect)
         done(new IoFailed({ operation: kind, offset, length: blockBytes, bytesDone: 0, cause: undefined }))
@@ -313,12 +365,12 @@ export const make = (
     }
 
     /** Memory that no engine would take is a defect. */
-    const lengthRefused = (hash: bigint, buffer: AlignedBuffer.AlignedBuffer) =>
-      region(buffer).byteLength === blockBytes
+    const lengthRefused = (hash: bigint, memory: Memory<Failure>) =>
+      ("move" in memory ? memory : region(memory)).byteLength === blockBytes
         ? undefined
         : new InvalidBlock({ hash, what: "length", expected: `a buffer of exactly ${blockBytes} bytes` })
 
-    const refused = ({ data, hash, priority = 0 }: Block): InvalidBlock | undefined => {
+    const refused = ({ data, hash, priority = 0 }: BlockOf<Failure>): InvalidBlock | undefined => {
       if (!isHash(hash)) {
         return invalidHash(hash)
       }
@@ -409,11 +461,11 @@ export const make = (
     /**
      * Writes those of `todo` that are not there. What somebody else is writing is left, and told: whether that succeeds is not known yet.
      */
-    const offloadOnce = (
-      blocks: ReadonlyArray<Block>,
+    const offloadOnce = <E extends Failure>(
+      blocks: ReadonlyArray<BlockOf<E>>,
       todo: ReadonlyArray<number>,
       replace: boolean,
-      { outcomes }: BlockResults<Offloaded, OffloadError>
+      { outcomes }: BlockResults<Offloaded, OffloadError | E>
     ): Effect.Effect<ReadonlyArray<{ readonly place: number; readonly other: Writing }>> =>
       Effect.suspend(() => {
         const left: Array<{ readonly place: number; readonly other: Writing }> = []
@@ -432,7 +484,7 @@ export const make = (
           number: number,
           place: number,
           hash: bigint,
-          data: AlignedBuffer.AlignedBuffer,
+          data: Memory<E>,
           priority: number,
           batch: Batch
         ): void => {
@@ -458,7 +510,7 @@ export const make = (
           if (slot < 0) return end(Either.left(noRoom(hash, priority)))
           const entry: Writing = { ended: false, waiters: undefined }
           if (!replace) writing.set(hash, entry)
-          let error: TransferError | undefined
+          let error: TransferError | E | undefined
           let pending = checker === undefined ? 1 : 2
           /** Of the write and the checksum, which go side by side. */
           const partEnded = () => {
@@ -487,7 +539,7 @@ export const make = (
             partEnded()
           })
           checker?.soon(blockBytes, () => {
-            index.seal(slot, checker.compute(data.bytes))
+            index.seal(slot, checker.compute(bufferOf(data).bytes))
             partEnded()
           })
         }
@@ -505,9 +557,9 @@ export const make = (
       })
 
     /** The places of the blocks that are to be offloaded: all but those that are new and that the filter does not let through. */
-    const worthIt = (
-      blocks: ReadonlyArray<Block>,
-      { outcomes }: BlockResults<Offloaded, OffloadError>
+    const worthIt = <E extends Failure>(
+      blocks: ReadonlyArray<BlockOf<E>>,
+      { outcomes }: BlockResults<Offloaded, OffloadError | E>
     ): Effect.Effect<ReadonlyArray<number>> => {
       const places = Arr.makeBy(blocks.length, (place) => place)
       if (filter === OffloadFilter.none) return Effect.succeed(places)
@@ -526,8 +578,11 @@ export const make = (
       })
     }
 
-    const offload: BlockStore["offload"] = (blocks, { replace = false } = {}) =>
-      inBatch("offload", blocks.length, (results: BlockResults<Offloaded, OffloadError>) =>
+    const offload = <E extends Failure = never>(
+      blocks: ReadonlyArray<BlockOf<E>>,
+      { replace = false }: { readonly replace?: boolean | undefined } = {}
+    ) =>
+      inBatch("offload", blocks.length, (results: BlockResults<Offloaded, OffloadError | E>) =>
         Effect.gen(function*() {
           let todo = replace ? Arr.makeBy(blocks.length, (place) => place) : yield* worthIt(blocks, results)
           while (todo.length > 0) {
@@ -538,12 +593,12 @@ export const make = (
         }))
 
     /** Reads the block of a slot, which is pinned meanwhile, and verifies it; what cannot be read is dropped. */
-    const read = (
+    const read = <E extends Failure>(
       batch: Batch,
-      outcomes: BlockResults<number, OnboardError>["outcomes"],
+      outcomes: BlockResults<number, OnboardError | E>["outcomes"],
       place: number,
       slot: number,
-      { hash, into }: Destination
+      { hash, into: memory }: DestinationOf<E>
     ): void => {
       const offset = offsetOf(slot)
       counts.hits += 1
@@ -556,7 +611,7 @@ export const make = (
         if (landed) batch.landed()
         batch.ended()
       }
-      transfer(batch, "read", slot, into, (error) => {
+      transfer(batch, "read", slot, memory, (error) => {
         if (error !== undefined) {
           if (isFault(error)) {
             if (index.isReady(slot)) removed(hash, "failed")
@@ -568,6 +623,7 @@ export const make = (
         failures.read[index.storageOf(slot)] = 0
         if (checker === undefined) return end(complete, true)
         // The next block is on its way while this one is looked at, and must not be read to the same memory.
+        const into = bufferOf(memory)
         const ahead = unverified < maxUnverified
         const { slab, start } = region(into)
         const claimed = slab.claim(start, blockBytes, false)
@@ -587,8 +643,8 @@ export const make = (
       })
     }
 
-    const onboard: BlockStore["onboard"] = (destinations) =>
-      inBatch("onboard", destinations.length, ({ outcomes }: BlockResults<number, OnboardError>) =>
+    const onboard = <E extends Failure = never>(destinations: ReadonlyArray<DestinationOf<E>>) =>
+      inBatch("onboard", destinations.length, ({ outcomes }: BlockResults<number, OnboardError | E>) =>
         gate.run(destinations.length, (place, batch) => {
           const destination = destinations[place]
           if (destination === undefined) {
@@ -758,7 +814,7 @@ export const make = (
       (listing) => Effect.sync(() => listings.delete(listing))
     )
 
-    return {
+    const store: BlockStore = {
       [TypeId]: TypeId,
       blockBytes,
       capacity: index.capacity,
@@ -803,4 +859,6 @@ export const make = (
       })),
       events: events.stream
     }
+    if (checker === undefined) unchecked.set(store, { storages, offload, onboard })
+    return store
   })

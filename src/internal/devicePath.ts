@@ -1,5 +1,6 @@
 /** The decision how bytes reach a device, and the path through pinned host memory. */
 import type * as FileSystem from "@effect/platform/FileSystem"
+import * as Cause from "effect/Cause"
 import type * as ConfigError from "effect/ConfigError"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
@@ -24,6 +25,7 @@ import type {
   CudaFailed,
   CudaUnavailable,
   CuFileRegisterError,
+  CuFileTransferError,
   DeviceTransferError,
   DirectoryUnsafe,
   DirectoryUnusable,
@@ -31,12 +33,15 @@ import type {
   OffloadError,
   OnboardError
 } from "../DiskStorageError.js"
-import { DevicePathUnavailable, InvalidBlock, OutOfBounds, StoreClosed } from "../DiskStorageError.js"
-import type { IoEngine } from "../IoEngine.js"
+import { DevicePathUnavailable, InvalidBlock, IoFailed, OutOfBounds, StoreClosed } from "../DiskStorageError.js"
+import type { IoEngine, Results } from "../IoEngine.js"
 import { Syscalls } from "../Syscalls.js"
 import { isIdle, whenIdle } from "./alignedBuffer.js"
 import { BlockResults } from "./blockResults.js"
+import type { Foreign, WithForeign } from "./blockStore.js"
+import { withForeign } from "./blockStore.js"
 import { make as makeCuFile } from "./cuFile.js"
+import { makeDoorOf } from "./door.js"
 import { wholeNumber } from "./engineOptions.js"
 import { checkDirectory } from "./temporaryFile.js"
 
@@ -122,13 +127,13 @@ const inPieces = <E>(
     )
   })
 
-const blocksOf = (
+const stagedBlocks = (
   memory: DeviceMemory.DeviceMemory,
   store: BlockStore,
-  asked: number | undefined
+  depth: number,
+  reason: string
 ): Effect.Effect<DeviceBlocks, BufferUnavailable | InvalidOption | CudaFailed | CudaUnavailable, Scope.Scope> =>
   Effect.gen(function*() {
-    const depth = yield* wholeNumber("depth", asked, 16, 1, 4096)
     const { blockBytes } = store
     const staging = yield* makeStaging(memory, depth, blockBytes)
     const lengthRefused = (hash: bigint, { byteLength }: DeviceMemory.DeviceRegion) =>
@@ -144,6 +149,8 @@ const blocksOf = (
           }), { concurrency: depth, discard: true }).pipe(Effect.as(results))
       })
     return {
+      kind: "host-staged",
+      reason,
       offload: (blocks) =>
         each(blocks, ({ from, hash, priority }) =>
           Effect.gen(function*() {
@@ -169,6 +176,96 @@ const blocksOf = (
             )
           ))
     }
+  })
+
+/** Blocks that cuFile moves straight to and from their slots: nobody looks at the bytes. */
+const directBlocks = (
+  kind: "gds" | "gds-compat",
+  cuFile: CuFile,
+  store: WithForeign,
+  handles: ReadonlyMap<DiskStorage.DiskStorage, CuFileHandle>,
+  depth: number
+): Effect.Effect<DeviceBlocks, never, Scope.Scope> =>
+  Effect.gen(function*() {
+    const door = makeDoorOf(() => new StoreClosed({}))
+    const asked = yield* Queue.unbounded<Effect.Effect<void>>()
+    // What was taken is done: there is a block that waits for it.
+    const work = Effect.uninterruptibleMask((restore) => Effect.flatten(restore(Queue.take(asked))))
+    yield* Effect.replicateEffect(Effect.forkScoped(Effect.interruptible(Effect.forever(work))), depth)
+    yield* Effect.addFinalizer(() => door.close)
+
+    const foreign = (region: DeviceMemory.DeviceRegion): Foreign<CuFileTransferError> => ({
+      byteLength: region.byteLength,
+      move: (kind, storage, offset, done) => {
+        const handle = handles.get(storage)
+        if (handle === undefined) throw new RangeError(`${storage.path} is of another store`)
+        const moved = Effect.matchCauseEffect(cuFile[kind](handle, offset, region), {
+          onFailure: (cause) =>
+            Option.match(Cause.failureOption(cause), {
+              onNone: () =>
+                Effect.zipRight(
+                  Effect.logError("a transfer by cuFile has a defect", cause),
+                  Effect.sync(() =>
+                    done(new IoFailed({ operation: kind, offset, length: region.byteLength, bytesDone: 0 }))
+                  )
+                ),
+              onSome: (error) => Effect.sync(() => done(error))
+            }),
+          onSuccess: () => Effect.sync(() => done(undefined))
+        })
+        Queue.unsafeOffer(asked, moved)
+      }
+    })
+    const inside = <A, E>(
+      count: number,
+      use: Effect.Effect<Results<E, A>>
+    ): Effect.Effect<Results<E | StoreClosed, A>> =>
+      Effect.orElseSucceed(
+        door.enter((restore) => restore(use)),
+        () => new BlockResults<A, E | StoreClosed>(count, () => new StoreClosed({}))
+      )
+    return {
+      kind,
+      reason: "the store has no checksums, and its storages are registered with cuFile",
+      offload: (blocks) =>
+        inside(
+          blocks.length,
+          Effect.suspend(() =>
+            store.offload(blocks.map(({ from, hash, priority }) => ({ hash, data: foreign(from), priority })))
+          )
+        ),
+      onboard: (destinations) =>
+        inside(
+          destinations.length,
+          Effect.suspend(() => store.onboard(destinations.map(({ hash, into }) => ({ hash, into: foreign(into) }))))
+        )
+    }
+  })
+
+/** By the path that was decided, or through host memory where that cannot be. */
+const blocksOf = (
+  kind: Tried,
+  { cuFile, memory }: Means,
+  store: BlockStore,
+  asked: number | undefined
+): Effect.Effect<DeviceBlocks, BufferUnavailable | InvalidOption | CudaFailed | CudaUnavailable, Scope.Scope> =>
+  Effect.gen(function*() {
+    const depth = yield* wholeNumber("depth", asked, 16, 1, 4096)
+    const staged = (reason: string) => stagedBlocks(memory, store, depth, reason)
+    if (kind === "host-staged" || Option.isNone(cuFile)) return yield* staged(`the path is ${kind}`)
+    const direct = withForeign(store)
+    if (direct === undefined) {
+      return yield* staged(`the store has checksums (${store.checksum}), which are computed in host memory`)
+    }
+    const handles = yield* Effect.either(Effect.forEach(
+      direct.storages,
+      (storage) => Effect.map(handleOf(cuFile.value, storage), (handle) => [storage, handle] as const)
+    ))
+    if (Either.isLeft(handles)) {
+      yield* Effect.logWarning("blocks go through host memory: a storage is not registered with cuFile", handles.left)
+      return yield* staged(handles.left.message)
+    }
+    return yield* directBlocks(kind, cuFile.value, direct, new Map(handles.right), depth)
   })
 
 /** Why a path is not taken. */
@@ -355,7 +452,7 @@ export const make = (
         improvements: kind === "gds" ? [] : improvements,
         memory: Option.some(memory.right),
         cuFile: means.cuFile,
-        blocks: (store, options = {}) => blocksOf(memory.right, store, options.depth)
+        blocks: (store, options = {}) => blocksOf(kind, means, store, options.depth)
       })
     }
     return yield* told(unavailable(against, improvements))

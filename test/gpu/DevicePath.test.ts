@@ -9,6 +9,7 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
+import * as Scope from "effect/Scope"
 import { readFileSync, writeFileSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { beforeEach } from "vitest"
@@ -301,6 +302,146 @@ describeStubs("the path to a device", ({ cuda, cufile }) => {
       )
       yield* Effect.sleep(45)
       assert.isTrue(Exit.isInterrupted(yield* Fiber.interrupt(offloading)))
+    }).pipe(
+      Effect.scoped,
+      Effect.zipRight(Effect.sync(() => assert.deepStrictEqual(stub.alive(), nothing))),
+      Effect.provide(Services)
+    ))
+
+  const size = 16 * blockBytes
+  /** By cuFile, which copies here. */
+  const direct = (options: Partial<DiskStorage.DiskStorageOptions> = {}, checksum: BlockStore.Checksum = "off") =>
+    Effect.gen(function*() {
+      const path = yield* make({ order: ["gds-compat"] })
+      const memory = yield* memoryOf(path)
+      const storage = yield* DiskStorage.make({ size, directory, ...options })
+      const store = yield* BlockStore.make([storage], { blockBytes, checksum })
+      const blocks = yield* path.blocks(store, { depth: 4 })
+      return { path, memory, storage, store, blocks }
+    })
+  const filledBlocks = (memory: DeviceMemory.DeviceMemory, hashes: ReadonlyArray<bigint>) =>
+    Effect.forEach(hashes, (hash) => Effect.map(filled(memory, blockBytes, Number(hash)), (from) => ({ hash, from })))
+
+  it.live("moves the blocks of a store without checksums by cuFile, straight to and from their slots", () =>
+    Effect.gen(function*() {
+      const { blocks, memory, store } = yield* direct()
+      assert.strictEqual(blocks.kind, "gds-compat", blocks.reason)
+      assert.strictEqual(stub.alive().pinned, 0)
+      const hashes = Array.from({ length: 12 }, (_, index) => BigInt(index))
+      const sent = yield* filledBlocks(memory, hashes)
+      driver.short("cuFileWrite", 2, 4096)
+      driver.short("cuFileRead", 3, 8192)
+      const offloaded = yield* blocks.offload([...sent, ...sent.slice(0, 2)])
+      assert.deepStrictEqual(offloaded.failures, [])
+      assert.deepStrictEqual(
+        [0, 12, 13].map((index) => Either.getOrNull(offloaded.get(index))),
+        ["stored", "duplicate", "duplicate"]
+      )
+      // Who reads them into host memory sees the same.
+      const host = yield* AlignedBuffer.make(blockBytes)
+      assert.deepStrictEqual((yield* store.onboard([{ hash: 7n, into: host }])).failures, [])
+      assertBytes(host.bytes, pattern(blockBytes, 7), "in host memory")
+      host.bytes.set(pattern(blockBytes, 20))
+      assert.deepStrictEqual((yield* store.offload([{ hash: 20n, data: host }])).failures, [])
+
+      const into = yield* memory.allocate(13 * blockBytes)
+      const destinations = yield* Effect.forEach(
+        [...hashes, 20n],
+        (hash, index) =>
+          Effect.map(DeviceMemory.region(into, index * blockBytes, blockBytes), (into) => ({ hash, into }))
+      )
+      const absent = { hash: 99n, into: sent[0]?.from ?? assert.fail() }
+      const onboarded = yield* blocks.onboard([...destinations, absent])
+      assert.deepStrictEqual(onboarded.failures.map(({ error, index }) => [index, error._tag]), [[13, "BlockNotFound"]])
+      for (const { hash, into } of destinations) {
+        assertBytes(yield* bytesOf(memory, into), pattern(blockBytes, Number(hash)), `block ${hash}`)
+      }
+      // More than there is room for: the least recently used make room.
+      const more = yield* filledBlocks(memory, Array.from({ length: 8 }, (_, index) => BigInt(100 + index)))
+      assert.deepStrictEqual((yield* blocks.offload(more)).failures, [])
+      assert.strictEqual((yield* store.stats).evicted, 5)
+      assert.isTrue(yield* store.has(107n))
+    }).pipe(
+      Effect.scoped,
+      Effect.zipRight(Effect.sync(() => {
+        assert.deepStrictEqual(stub.alive(), nothing)
+        assert.deepStrictEqual([driver.alive().handles, driver.alive().misuses], [0, 0], driver.misuse())
+      })),
+      Effect.provide(Services)
+    ))
+
+  it.scopedLive("makes no block of what cuFile did not write, and keeps the slot where that says nothing of the disk", () =>
+    Effect.gen(function*() {
+      const { blocks, memory, store } = yield* direct()
+      const [one, two] = yield* filledBlocks(memory, [1n, 2n])
+      if (one === undefined || two === undefined) return assert.fail("two blocks")
+      const retired = Effect.map(store.stats, ({ storages }) => storages[0]?.retired)
+      driver.fail("cuFileWrite", 1, 5030)
+      assert.deepInclude((yield* blocks.offload([one])).failures[0]?.error, { _tag: "CuFileFailed", code: 5030 })
+      assert.isFalse(yield* store.has(1n))
+      assert.strictEqual(yield* retired, 0)
+      driver.fail("cuFileWrite", 1, -5)
+      assert.deepInclude((yield* blocks.offload([one])).failures[0]?.error, { _tag: "CuFileFailed", name: "EIO" })
+      assert.isFalse(yield* store.has(1n))
+      assert.strictEqual(yield* retired, 1)
+
+      assert.deepStrictEqual((yield* blocks.offload([one, two])).failures, [])
+      driver.fail("cuFileRead", 1, 5030)
+      const { from: into } = two
+      const [failure] = (yield* blocks.onboard([{ hash: 1n, into }])).failures
+      assert.deepInclude(failure?.error, { _tag: "CuFileFailed", code: 5030 })
+      assert.isTrue(yield* store.has(1n))
+      driver.fail("cuFileRead", 1, -5)
+      assert.lengthOf((yield* blocks.onboard([{ hash: 1n, into }])).failures, 1)
+      assert.isFalse(yield* store.has(1n))
+      assert.strictEqual(yield* retired, 2)
+
+      const short = yield* blocks.offload([{ hash: 3n, from: { ...one.from, byteLength: 4096 } }])
+      assert.deepStrictEqual(short.failures.map(({ error }) => error._tag), ["InvalidBlock"])
+      const freed = yield* Effect.scoped(filled(memory, blockBytes, 4))
+      const gone = yield* blocks.offload([{ hash: 4n, from: freed }])
+      assert.deepStrictEqual(gone.failures.map(({ error }) => error._tag), ["DeviceMemoryFreed"])
+      assert.strictEqual((yield* store.stats).blocks, 1)
+    }).pipe(Effect.provide(Services)))
+
+  it.scopedLive("goes through host memory where there are checksums, or cuFile cannot have the file; and says so", () =>
+    Effect.gen(function*() {
+      const verified = yield* direct({}, "xxh128")
+      assert.strictEqual(verified.path.kind, "gds-compat")
+      assert.strictEqual(verified.blocks.kind, "host-staged")
+      assert.include(verified.blocks.reason, "checksums (xxh128)")
+      const unlinked = yield* direct({ earlyUnlink: true })
+      assert.strictEqual(unlinked.blocks.kind, "host-staged")
+      assert.include(unlinked.blocks.reason, "unlinked")
+      const [block] = yield* filledBlocks(unlinked.memory, [1n])
+      if (block === undefined) return assert.fail("a block")
+      const calls = driver.calls().length
+      assert.deepStrictEqual((yield* unlinked.blocks.offload([block])).failures, [])
+      assert.strictEqual(driver.calls().length, calls)
+    }).pipe(Effect.provide(Services)))
+
+  it.live("waits for what cuFile is at, interrupted or at the end of its Scope, and is closed then", () =>
+    Effect.gen(function*() {
+      const { memory, path, store } = yield* direct()
+      const scope = yield* Scope.make()
+      const blocks = yield* Scope.extend(path.blocks(store, { depth: 2 }), scope)
+      const sent = yield* filledBlocks(memory, Array.from({ length: 10 }, (_, index) => BigInt(index)))
+      driver.delay("cuFileWrite", 0, 30)
+      const interrupted = yield* Effect.fork(blocks.offload(sent))
+      while (driver.alive().inFlight === 0) yield* Effect.sleep(1)
+      assert.isTrue(Exit.isInterrupted(yield* Fiber.interrupt(interrupted)))
+      assert.strictEqual(driver.alive().inFlight, 0)
+      assert.strictEqual((yield* store.stats).inFlight, 0)
+      const others = sent.map(({ from, hash }) => ({ hash: hash + 100n, from }))
+      const begun = yield* Effect.fork(blocks.offload(others))
+      while (driver.alive().inFlight === 0) yield* Effect.sleep(1)
+      yield* Scope.close(scope, Exit.void)
+      assert.isNotNull(begun.unsafePoll())
+      assert.deepStrictEqual((yield* Fiber.join(begun)).failures, [])
+      assert.deepStrictEqual(
+        (yield* blocks.offload(sent)).failures.map(({ error }) => error._tag),
+        sent.map(() => "StoreClosed")
+      )
     }).pipe(
       Effect.scoped,
       Effect.zipRight(Effect.sync(() => assert.deepStrictEqual(stub.alive(), nothing))),

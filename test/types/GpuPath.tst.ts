@@ -213,7 +213,8 @@ describe("the path to a device", () => {
           | Errors.NoStorageLeft
           | Errors.StoreClosed
           | TransferError
-          | CopyError,
+          | CopyError
+          | CuFileTransferError,
           BlockStore.Offloaded
         >
       >
@@ -227,6 +228,7 @@ describe("the path to a device", () => {
           | Errors.StoreClosed
           | TransferError
           | CopyError
+          | CuFileTransferError
         >
       >
     >()
