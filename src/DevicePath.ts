@@ -21,6 +21,7 @@ import type {
   CreateFailed,
   CudaFailed,
   CudaUnavailable,
+  CuFileRegisterError,
   CuFileTransferError,
   DevicePathUnavailable,
   DeviceTransferError,
@@ -87,7 +88,7 @@ export interface DeviceDestination {
  * Those of a store with checksums pass through pinned host memory, on every path, since the checksum is computed and compared there: a
  * transfer that failed, was short or does not verify is never a block, nor reaches the device. Those of a store without (`checksum: "off"`)
  * go by the path that was decided, with cuFile straight between disk and device: one that failed or was short is never a block, and nobody
- * looks at the bytes.
+ * looks at the bytes. cuFile has no `stallTimeout`: a call that does not return is waited for, by the batch and by the end of every Scope.
  *
  * @since 0.1.0
  * @category models
@@ -99,11 +100,11 @@ export interface DeviceBlocks {
   /** As `BlockStore.offload`. A block that is there already is not copied. */
   readonly offload: (
     blocks: ReadonlyArray<DeviceBlock>
-  ) => Effect.Effect<Results<OffloadError | CopyError | CuFileTransferError, Offloaded>>
+  ) => Effect.Effect<Results<OffloadError | CopyError | CuFileTransferError | CuFileRegisterError, Offloaded>>
   /** As `BlockStore.onboard`. */
   readonly onboard: (
     destinations: ReadonlyArray<DeviceDestination>
-  ) => Effect.Effect<Results<OnboardError | CopyError | CuFileTransferError>>
+  ) => Effect.Effect<Results<OnboardError | CopyError | CuFileTransferError | CuFileRegisterError>>
 }
 
 /**

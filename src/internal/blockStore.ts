@@ -83,8 +83,12 @@ const metricEvents = ["hits", "misses", "stored", "evicted", "corrupted", "faile
 /** What a transfer of a block fails with. */
 interface Failure {
   readonly _tag: string
+  readonly code?: number | string | undefined
   readonly errno?: number | undefined
 }
+
+/** CuFileFailed by the disk: with an errno, CU_FILE_IO_ERROR, or nothing moved and no reason. What else fails there is the driver's. */
+const isDiskFault = ({ code, errno }: Failure): boolean => errno !== undefined || code === 5044 || code === 0
 
 /** Memory that no engine reaches, only for stores without checksums, which need not look at it. */
 export interface Foreign<E extends Failure> {
@@ -330,7 +334,7 @@ export const make = (
     /** Whether the range that a transfer failed on is to be used no more. */
     const isFault = (error: Failure): boolean =>
       error._tag === "IoFailed" || error._tag === "IoStalled" || error._tag === "StorageClosed" ||
-      (error._tag === "CuFileFailed" && error.errno !== undefined)
+      (error._tag === "CuFileFailed" && isDiskFault(error))
     /** Whether a transfer failed because of its storage, which is to be used no more after too many. */
     const isOfStorage = (error: Failure): boolean => isFault(error) || error._tag === "StorageDegraded"
     const failedOn = (kind: "read" | "write", slot: number, error: Failure): void => {

@@ -4,6 +4,7 @@ import type * as ConfigError from "effect/ConfigError"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
+import * as Option from "effect/Option"
 import type * as Scope from "effect/Scope"
 import type {
   CuFile,
@@ -148,6 +149,12 @@ class Outcomes implements Results<CuFileTransferError> {
 const logged = (what: string, effect: Effect.Effect<void, CuFileFailed>): Effect.Effect<void> =>
   Effect.catchAll(effect, (error) => Effect.logError(what, error))
 
+/** Whether it was released, by its storage or with its driver, which leaves it registered with the storage. */
+export const isReleased = (handle: CuFileHandleService): boolean => handleOf(handle).door.isShut()
+
+/** Of all drivers: one makes way for another on the same storage. */
+const registrationTurn = Effect.unsafeMakeSemaphore(1)
+
 type Kind = "read" | "write"
 const callOf = { read: "cuFileRead", write: "cuFileWrite" } as const
 
@@ -168,9 +175,16 @@ export const make = (
       const reason = `${call} failed: ${name} (${code}), ${cuFileErrorOf(code).what}${cuda}`
       return new CuFileUnavailable({ library, reason, code })
     }
+    const state: DriverState = { closed: false }
     yield* Effect.acquireRelease(
       Effect.mapError(driver.open, unavailable),
-      () => logged("cuFile driver not closed cleanly", driver.close)
+      () =>
+        logged(
+          "cuFile driver not closed cleanly",
+          Effect.map(driver.close, () => {
+            state.closed = true
+          })
+        )
     )
     const properties = yield* Effect.mapError(driver.properties, unavailable)
     const number = yield* driver.version
@@ -184,7 +198,7 @@ export const make = (
       properties,
       mode,
       modeReason,
-      ...yield* makeTransfers(driver, properties)
+      ...yield* makeTransfers(driver, state, properties)
     }
   })
 
@@ -193,7 +207,16 @@ type Transfers = Pick<
   "register" | "registerThenUnlink" | "registerBuffer" | "read" | "write" | "readBatch" | "writeBatch"
 >
 
-const makeTransfers = (driver: Driver, properties: CuFileProperties): Effect.Effect<Transfers, never, Scope.Scope> =>
+interface DriverState {
+  /** What it still had is gone with it. */
+  closed: boolean
+}
+
+const makeTransfers = (
+  driver: Driver,
+  state: DriverState,
+  properties: CuFileProperties
+): Effect.Effect<Transfers, never, Scope.Scope> =>
   Effect.gen(function*() {
     const door = makeDoorOf(() => new CuFileReleased({ what: "driver" }))
     /** What is registered, newest last, by how it is released: each once, by its owner or by the end of the driver. */
@@ -206,24 +229,33 @@ const makeTransfers = (driver: Driver, properties: CuFileProperties): Effect.Eff
       )
     )
 
-    /** Acquires, and releases with the Scope, or by an owner that ends before it. Uninterruptible: what a call has made is not to be lost. */
+    /**
+     * Acquires, and releases with the Scope, with the driver, or by `ofMemory`, whose memory ends before them; there it stays when it fails,
+     * until the driver is closed. Uninterruptible: what a call has made is not to be lost.
+     */
     const registering = <A, E>(
       acquire: Effect.Effect<A, E>,
-      release: (acquired: A) => Effect.Effect<void>,
-      owners: ReadonlyArray<Set<Effect.Effect<void, unknown>>> = [registered]
+      release: (acquired: A) => Effect.Effect<void, CuFileFailed>,
+      ofMemory?: Set<Effect.Effect<void, unknown>>
     ): Effect.Effect<A, E | CuFileReleased, Scope.Scope> =>
       Effect.acquireRelease(
         door.enter(() =>
           Effect.gen(function*() {
             const acquired = yield* acquire
-            const once: Effect.Effect<void> = yield* Effect.cached(
-              Effect.ensuring(release(acquired), Effect.sync(() => owners.forEach((owner) => owner.delete(once))))
-            )
-            for (const owner of owners) owner.add(once)
-            return { acquired, once }
+            const once = yield* Effect.cached(Effect.map(release(acquired), () => {
+              ofMemory?.delete(byMemory)
+            }))
+            const byMemory = Effect.suspend(() => state.closed ? Effect.void : once)
+            const end: Effect.Effect<void> = yield* Effect.cached(Effect.ensuring(
+              logged("not deregistered", once),
+              Effect.sync(() => registered.delete(end))
+            ))
+            registered.add(end)
+            ofMemory?.add(byMemory)
+            return { acquired, end }
           })
         ),
-        ({ once }) => once
+        ({ end }) => end
       ).pipe(Effect.map(({ acquired }) => acquired))
 
     const acquireHandle = (storage: DiskStorage) =>
@@ -233,6 +265,16 @@ const makeTransfers = (driver: Driver, properties: CuFileProperties): Effect.Eff
           ({ door, raw }) => Effect.zipRight(door.close, driver.deregisterHandle(raw))
         )
       )
+
+    /** Registers a storage from which the handle of a driver that has ended is taken before. */
+    const afterReleased = <A, E>(storage: DiskStorage, register: Effect.Effect<A, E>) =>
+      registrationTurn.withPermits(1)(Effect.flatMap(
+        storage.registration(CuFileHandle),
+        (found) =>
+          Option.isSome(found) && isReleased(found.value)
+            ? Effect.zipRight(storage.deregister(CuFileHandle), register)
+            : register
+      ))
 
     const registerBuffer: CuFile["registerBuffer"] = (memory) => {
       const region = "buffer" in memory ? memory : { buffer: memory, offset: 0, byteLength: memory.byteLength }
@@ -247,12 +289,9 @@ const makeTransfers = (driver: Driver, properties: CuFileProperties): Effect.Eff
           (range) =>
             Effect.suspend(() => {
               ranges.get(region.buffer)?.delete(range)
-              return Effect.zipRight(
-                range.door.close,
-                logged("device memory not deregistered", driver.deregisterBuffer(base))
-              )
+              return Effect.zipRight(range.door.close, driver.deregisterBuffer(base))
             }),
-          [registered, registrationsOf(region.buffer)]
+          registrationsOf(region.buffer)
         )))
     }
 
@@ -432,8 +471,10 @@ const makeTransfers = (driver: Driver, properties: CuFileProperties): Effect.Eff
     }
 
     return {
-      register: (storage) => storage.register(CuFileHandle, acquireHandle(storage), { linked: true }),
-      registerThenUnlink: (storage) => storage.registerThenUnlink(CuFileHandle, acquireHandle(storage)),
+      register: (storage) =>
+        afterReleased(storage, storage.register(CuFileHandle, acquireHandle(storage), { linked: true })),
+      registerThenUnlink: (storage) =>
+        afterReleased(storage, storage.registerThenUnlink(CuFileHandle, acquireHandle(storage))),
       registerBuffer,
       read: (handle, offset, region) => transfer("read", { handle, offset, region }),
       write: (handle, offset, region) => transfer("write", { handle, offset, region }),

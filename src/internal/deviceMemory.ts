@@ -148,10 +148,18 @@ export const make = (
       return yield* unavailable(`there is no device ${ordinal}, but ${devices.length}, counted from 0`, 101)
     }
 
+    /** Whether some memory had to be. */
+    let left = false
     const retained = driver.answer()
     yield* Effect.acquireRelease(
       needed(driver.call("cuDevicePrimaryCtxRetain", [retained.address, device.handle], retained)),
-      () => logged("The context is not released", driver.call("cuDevicePrimaryCtxRelease_v2", [device.handle]))
+      () =>
+        Effect.suspend(() =>
+          // With its last user a context takes its memory along.
+          left
+            ? Effect.logError("The context is left to the process, and the device memory in it")
+            : logged("The context is not released", driver.call("cuDevicePrimaryCtxRelease_v2", [device.handle]))
+        )
     )
     const context = retained.uint64()
     // Before it is set, which may fail on one thread and not on the ones before.
@@ -211,9 +219,9 @@ export const make = (
               yield* door.close
               const ends = yield* Effect.forEach([...registrations].reverse(), Effect.either)
               const failures = ends.flatMap((end) => Either.isLeft(end) ? [end.left] : [])
-              yield* failures.length > 0
-                ? Effect.logError("Device memory is left to the process: a library may still use it", ...failures)
-                : logged("Device memory is not freed", free)
+              if (failures.length === 0) return yield* logged("Device memory is not freed", free)
+              left = true
+              yield* Effect.logError("Device memory is left to the process: a library may still use it", ...failures)
             })
         ).pipe(Effect.map(({ buffer }): DeviceBuffer => buffer))
       )

@@ -6,6 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as ExecutionStrategy from "effect/ExecutionStrategy"
 import * as Exit from "effect/Exit"
+import * as Fiber from "effect/Fiber"
 import * as Option from "effect/Option"
 import * as Queue from "effect/Queue"
 import * as Scope from "effect/Scope"
@@ -40,7 +41,7 @@ import { isIdle, whenIdle } from "./alignedBuffer.js"
 import { BlockResults } from "./blockResults.js"
 import type { Foreign, WithForeign } from "./blockStore.js"
 import { withForeign } from "./blockStore.js"
-import { make as makeCuFile } from "./cuFile.js"
+import { isReleased, make as makeCuFile } from "./cuFile.js"
 import { makeDoorOf } from "./door.js"
 import { wholeNumber } from "./engineOptions.js"
 import { checkDirectory } from "./temporaryFile.js"
@@ -183,7 +184,6 @@ const directBlocks = (
   kind: "gds" | "gds-compat",
   cuFile: CuFile,
   store: WithForeign,
-  handles: ReadonlyMap<DiskStorage.DiskStorage, CuFileHandle>,
   depth: number
 ): Effect.Effect<DeviceBlocks, never, Scope.Scope> =>
   Effect.gen(function*() {
@@ -191,15 +191,18 @@ const directBlocks = (
     const asked = yield* Queue.unbounded<Effect.Effect<void>>()
     // What was taken is done: there is a block that waits for it.
     const work = Effect.uninterruptibleMask((restore) => Effect.flatten(restore(Queue.take(asked))))
-    yield* Effect.replicateEffect(Effect.forkScoped(Effect.interruptible(Effect.forever(work))), depth)
-    yield* Effect.addFinalizer(() => door.close)
+    // Until the last block has been moved, in whichever order a Scope ends.
+    yield* Effect.acquireRelease(
+      Effect.replicateEffect(Effect.forkDaemon(Effect.interruptible(Effect.forever(work))), depth),
+      (workers) => Effect.zipRight(door.close, Fiber.interruptAll(workers))
+    )
 
-    const foreign = (region: DeviceMemory.DeviceRegion): Foreign<CuFileTransferError> => ({
+    const foreign = (region: DeviceMemory.DeviceRegion): Foreign<CuFileTransferError | CuFileRegisterError> => ({
       byteLength: region.byteLength,
       move: (kind, storage, offset, done) => {
-        const handle = handles.get(storage)
-        if (handle === undefined) throw new RangeError(`${storage.path} is of another store`)
-        const moved = Effect.matchCauseEffect(cuFile[kind](handle, offset, region), {
+        // Looked for each time: who has registered it may have ended.
+        const transfer = Effect.flatMap(handleOf(cuFile, storage), (handle) => cuFile[kind](handle, offset, region))
+        const moved = Effect.matchCauseEffect(transfer, {
           onFailure: (cause) =>
             Option.match(Cause.failureOption(cause), {
               onNone: () =>
@@ -253,19 +256,22 @@ const blocksOf = (
     const depth = yield* wholeNumber("depth", asked, 16, 1, 4096)
     const staged = (reason: string) => stagedBlocks(memory, store, depth, reason)
     if (kind === "host-staged" || Option.isNone(cuFile)) return yield* staged(`the path is ${kind}`)
-    const direct = withForeign(store)
-    if (direct === undefined) {
+    if (store.checksum !== "off") {
       return yield* staged(`the store has checksums (${store.checksum}), which are computed in host memory`)
     }
-    const handles = yield* Effect.either(Effect.forEach(
-      direct.storages,
-      (storage) => Effect.map(handleOf(cuFile.value, storage), (handle) => [storage, handle] as const)
-    ))
-    if (Either.isLeft(handles)) {
-      yield* Effect.logWarning("blocks go through host memory: a storage is not registered with cuFile", handles.left)
-      return yield* staged(handles.left.message)
+    const direct = withForeign(store)
+    if (direct === undefined) return yield* staged("the store is not as BlockStore.make has made it")
+    const registered = yield* Effect.either(
+      Effect.forEach(direct.storages, (storage) => handleOf(cuFile.value, storage), { discard: true })
+    )
+    if (Either.isLeft(registered)) {
+      yield* Effect.logWarning(
+        "blocks go through host memory: a storage is not registered with cuFile",
+        registered.left
+      )
+      return yield* staged(registered.left.message)
     }
-    return yield* directBlocks(kind, cuFile.value, direct, new Map(handles.right), depth)
+    return yield* directBlocks(kind, cuFile.value, direct, depth)
   })
 
 /** Why a path is not taken. */
@@ -351,19 +357,21 @@ const hostStaged = (
 const handleOf = (
   cuFile: CuFile,
   storage: DiskStorage.DiskStorage
-): Effect.Effect<CuFileHandle, CuFileRegisterError> =>
-  Effect.flatMap(
-    storage.registration(CuFileHandle),
+): Effect.Effect<CuFileHandle, CuFileRegisterError> => {
+  const found = Effect.map(storage.registration(CuFileHandle), Option.filter((handle) => !isReleased(handle)))
+  return Effect.flatMap(
+    found,
     Option.match({
       onSome: (handle) => Effect.succeed(handle),
       onNone: () =>
         Effect.catchTag(cuFile.register(storage), "DuplicateKey", (error) =>
           Effect.flatMap(
-            storage.registration(CuFileHandle),
+            found,
             Option.match({ onSome: (handle) => Effect.succeed(handle), onNone: () => Effect.fail(error) })
           ))
     })
   )
+}
 
 const byCuFile = (cuFile: CuFile): Transfers => ({
   write: (storage, offset, from) =>

@@ -23,6 +23,7 @@ export const makeDoorOf = <Refused>(refused: () => Refused) => {
         inside += 1
         return Effect.ensuring(Effect.suspend(() => use(restore)), leave)
       }),
+    isShut: () => closed,
     /** Lets nobody in any more. */
     shut: Effect.sync(() => {
       closed = true

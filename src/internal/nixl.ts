@@ -651,14 +651,21 @@ export const make = (
               `the agent ${agentName} is left to the process, and what its ${held.lost.size} transfers use`
             )
           }
-          // What could not be deregistered went with the agent.
-          return Effect.zipRight(
-            destroy(api, "nixl_capi_destroy_agent", agentName, agent),
-            Effect.forEach(held.registrations, (registration) => {
-              registration.siblings?.delete(registration.end)
-              return closeFile(api, registration)
-            }, { discard: true })
-          ).pipe(Effect.tap(() => Effect.sync(held.afterwards)))
+          return Effect.matchEffect(api.call("nixl_capi_destroy_agent", agentName, [agent]), {
+            onFailure: (error) => {
+              left.add(held)
+              return Effect.logError("not destroyed", error)
+            },
+            // What could not be deregistered went with the agent.
+            onSuccess: () =>
+              Effect.zipRight(
+                Effect.forEach(held.registrations, (registration) => {
+                  registration.siblings?.delete(registration.end)
+                  return closeFile(api, registration)
+                }, { discard: true }),
+                Effect.sync(held.afterwards)
+              )
+          })
         })
     )
     const plugins = yield* pluginsOf(api, agent)

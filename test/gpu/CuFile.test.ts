@@ -511,6 +511,50 @@ describeStubs("cuFile", ({ cuda, cufile }) => {
     })
   )
 
+  it.live("leaves memory to the process that cuFile did not deregister, and its context; until the driver is closed", () =>
+    Effect.gen(function*() {
+      const scope = yield* Scope.make()
+      const memory = yield* Scope.extend(DeviceMemory.make({ library: cuda, threads: 1 }), scope)
+      const driver = yield* Scope.make()
+      const context = yield* Layer.buildWithScope(
+        Layer.provide(CuFile.layer({ library: cufile }), Layer.succeed(DeviceMemory.DeviceMemory, memory)),
+        driver
+      )
+      const cuFile = Context.get(context, CuFile.CuFile)
+      const first = yield* Scope.make()
+      yield* cuFile.registerBuffer(yield* Scope.extend(memory.allocate(pageSize), first))
+      const second = yield* Scope.make()
+      const other = yield* Scope.extend(memory.allocate(pageSize), second)
+      stub.fail("cuFileBufDeregister", 1, 5030)
+      yield* Effect.scoped(cuFile.registerBuffer(other))
+      stub.fail("cuFileBufDeregister", 1, 5030)
+      yield* Scope.close(first, Exit.void)
+      assert.deepStrictEqual([stub.alive().buffers, device.alive().allocations], [2, 2])
+      yield* Scope.close(driver, Exit.void)
+      yield* Scope.close(second, Exit.void)
+      assert.strictEqual(device.alive().allocations, 1)
+      yield* Scope.close(scope, Exit.void)
+      assert.strictEqual(device.alive().contexts, 1)
+      stub.reset()
+      device.reset()
+    }).pipe(Effect.scoped, Effect.provide(services)))
+
+  live(
+    "registers a storage anew whose handle ended with another driver, and not one that is in use",
+    Effect.gen(function*() {
+      const cuFile = yield* CuFile.CuFile
+      const memory = yield* DeviceMemory.DeviceMemory
+      const storage = yield* storageOf()
+      const another = Layer.provide(CuFile.layer({ library: cufile }), Layer.succeed(DeviceMemory.DeviceMemory, memory))
+      yield* Effect.flatMap(CuFile.CuFile, (other) => other.register(storage)).pipe(Effect.provide(another))
+      const region = yield* DeviceMemory.region(yield* deviceOf(pageSize))
+      const handle = yield* cuFile.register(storage)
+      yield* cuFile.write(handle, 0, region)
+      assert.strictEqual((yield* Effect.flip(cuFile.register(storage)))._tag, "DuplicateKey")
+      yield* cuFile.read(handle, 0, region)
+    })
+  )
+
   it.live("outlives the service of its memory, of which nothing is registered then", () =>
     Effect.gen(function*() {
       const scope = yield* Scope.make()
@@ -662,12 +706,15 @@ describeStubs("cuFile", ({ cuda, cufile }) => {
       stub.fail("cuFileBufDeregister", 1, 5010)
       stub.fail("cuFileDriverClose_v2", 1, 5030)
       yield* Effect.provide(life, logger)
-      assert.strictEqual(logs.length, 2)
+      assert.strictEqual(logs.length, 4)
       assert.include(logs[0], "CU_FILE_NVFS_DRIVER_ERROR (5010)")
-      assert.include(logs[1], "CU_FILE_INTERNAL_ERROR (5030)")
+      assert.include(logs[1], "Device memory is left to the process")
+      assert.include(logs[2], "CU_FILE_INTERNAL_ERROR (5030)")
+      assert.include(logs[3], "The context is left to the process")
       const { batches, handles, inFlight } = stub.alive()
       assert.deepStrictEqual({ batches, handles, inFlight }, { batches: 0, handles: 0, inFlight: 0 })
       stub.reset()
+      device.reset()
     }).pipe(Effect.provide(Layer.provideMerge(IoEngine.layerSyscalls, LinuxSyscalls.layer))))
 
   it.live("can be interrupted at every call, and leaks nothing", () =>

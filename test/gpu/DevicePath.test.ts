@@ -4,6 +4,7 @@ import { assert, it } from "@effect/vitest"
 import * as ConfigProvider from "effect/ConfigProvider"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
+import * as ExecutionStrategy from "effect/ExecutionStrategy"
 import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
@@ -404,6 +405,52 @@ describeStubs("the path to a device", ({ cuda, cufile }) => {
       assert.strictEqual((yield* store.stats).blocks, 1)
     }).pipe(Effect.provide(Services)))
 
+  it.scopedLive("takes a slot out of use, and a storage, where cuFile tells of the disk without an errno", () =>
+    Effect.gen(function*() {
+      const { blocks, memory, store } = yield* direct()
+      const [block] = yield* filledBlocks(memory, [1n])
+      if (block === undefined) return assert.fail("a block")
+      assert.deepStrictEqual((yield* blocks.offload([block])).failures, [])
+      // Nothing moved, and no reason.
+      driver.short("cuFileRead", 1, 0)
+      const [failure] = (yield* blocks.onboard([{ hash: 1n, into: block.from }])).failures
+      assert.deepInclude(failure?.error, { _tag: "CuFileFailed", code: 0 })
+      assert.isFalse(yield* store.has(1n))
+      driver.fail("cuFileWrite", 0, 5044)
+      const lost = Array.from({ length: 8 }, (_, index) => ({ ...block, hash: BigInt(index) }))
+      assert.lengthOf((yield* blocks.offload(lost)).failures, 8)
+      const { failed, storages } = yield* store.stats
+      assert.strictEqual(failed, 9)
+      assert.isTrue(storages[0]?.failed)
+    }).pipe(Effect.provide(Services)))
+
+  it.scopedLive("one path after the other serves a store that outlives them", () =>
+    Effect.gen(function*() {
+      const storage = yield* DiskStorage.make({ size, directory })
+      const store = yield* BlockStore.make([storage], { blockBytes, checksum: "off" })
+      const first = yield* Scope.make()
+      const second = yield* make({ order: ["gds-compat"] })
+      const memory = yield* memoryOf(second)
+      const sent = yield* filledBlocks(memory, [1n, 2n, 3n])
+      // Registered by the first, and used by both.
+      const path = yield* Scope.extend(make({ order: ["gds-compat"] }), first)
+      const before = yield* Scope.extend(path.blocks(store), first)
+      const blocks = yield* second.blocks(store)
+      assert.deepStrictEqual((yield* before.offload(sent.slice(0, 1))).failures, [])
+      assert.deepStrictEqual((yield* blocks.offload(sent.slice(0, 2))).failures, [])
+      yield* Scope.close(first, Exit.void)
+      assert.deepStrictEqual((yield* blocks.offload(sent)).failures, [])
+      const anew = yield* second.blocks(store)
+      assert.strictEqual(anew.kind, "gds-compat", anew.reason)
+      const destinations = sent.map(({ from, hash }) => ({ hash, into: from }))
+      assert.deepStrictEqual((yield* anew.onboard(destinations)).failures, [])
+      yield* second.write(storage, 0, sent[0]?.from ?? assert.fail("a block"))
+
+      const wrapped = yield* second.blocks({ ...store })
+      assert.strictEqual(wrapped.kind, "host-staged")
+      assert.include(wrapped.reason, "not as BlockStore.make")
+    }).pipe(Effect.provide(Services)))
+
   it.scopedLive("goes through host memory where there are checksums, or cuFile cannot have the file; and says so", () =>
     Effect.gen(function*() {
       const verified = yield* direct({}, "xxh128")
@@ -419,6 +466,19 @@ describeStubs("the path to a device", ({ cuda, cufile }) => {
       assert.deepStrictEqual((yield* unlinked.blocks.offload([block])).failures, [])
       assert.strictEqual(driver.calls().length, calls)
     }).pipe(Effect.provide(Services)))
+
+  it.live("ends in a Scope whose finalizers run side by side", () =>
+    Effect.gen(function*() {
+      const { memory, path, store } = yield* direct()
+      const scope = yield* Scope.make(ExecutionStrategy.parallel)
+      const blocks = yield* Scope.extend(path.blocks(store, { depth: 1 }), scope)
+      const sent = yield* filledBlocks(memory, [1n, 2n, 3n, 4n])
+      driver.delay("cuFileWrite", 0, 30)
+      const begun = yield* Effect.fork(blocks.offload(sent))
+      while (driver.alive().inFlight === 0) yield* Effect.sleep(1)
+      yield* Scope.close(scope, Exit.void)
+      assert.deepStrictEqual((yield* Fiber.join(begun)).failures, [])
+    }).pipe(Effect.scoped, Effect.provide(Services)))
 
   it.live("waits for what cuFile is at, interrupted or at the end of its Scope, and is closed then", () =>
     Effect.gen(function*() {

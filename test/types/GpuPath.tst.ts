@@ -214,7 +214,8 @@ describe("the path to a device", () => {
           | Errors.StoreClosed
           | TransferError
           | CopyError
-          | CuFileTransferError,
+          | CuFileTransferError
+          | CuFileRegisterError,
           BlockStore.Offloaded
         >
       >
@@ -229,6 +230,7 @@ describe("the path to a device", () => {
           | TransferError
           | CopyError
           | CuFileTransferError
+          | CuFileRegisterError
         >
       >
     >()

@@ -10,7 +10,7 @@
  */
 import * as Effect from "effect/Effect"
 import { randomInt } from "node:crypto"
-import { closeSync, constants, open, openSync } from "node:fs"
+import { close, closeSync, constants, open, openSync } from "node:fs"
 import { isMainThread } from "node:worker_threads"
 import { PlatformNotSupported } from "../../DiskStorageError.js"
 import { errnos } from "../../Syscalls.js"
@@ -193,9 +193,10 @@ export const endingWithThread = (
         Effect.flatMap(kernel.fcntlGetFlags(fd), (flags) =>
           flags < 0
             ? Effect.succeed(flags)
-            : Effect.map(
+            : Effect.flatMap(
               offThread(dup3, [nothing, fd, O_CLOEXEC], { done: (result) => void (result < 0 || closeSync(fd)) }),
-              (result) => Math.min(result, 0)
+              // A limit that was lowered below the number, for one.
+              (result) => result < 0 ? throughNode((answered) => close(fd, answered)) : Effect.succeed(0)
             ))
     }
   })
