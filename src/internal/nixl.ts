@@ -60,8 +60,8 @@ class Registration {
   /** Its end has come while there were such: it is deregistered when they have ended. */
   waiting = false
   end: Effect.Effect<void, NixlFailed | IoStalled> = Effect.void
-  /** Of the device memory that it is of: whoever frees that ends this first. */
-  siblings: Set<Effect.Effect<void, unknown>> | undefined
+  /** All registrations of its device memory: whoever frees that ends them first. */
+  ofMemory: Set<Effect.Effect<void, unknown>> | undefined
 
   readonly what: string
   readonly kind: number
@@ -199,7 +199,7 @@ const service = (
       withList(registration, (list) => api.call("nixl_capi_deregister_mem", registration.what, [agent, list, 0])).pipe(
         Effect.zipRight(Effect.suspend(() => {
           registrations.delete(registration)
-          registration.siblings?.delete(registration.end)
+          registration.ofMemory?.delete(registration.end)
           return closeFile(api, registration)
         }))
       )
@@ -272,7 +272,7 @@ const service = (
           registerDevice({ pointer, byteLength, device: buffer.device.ordinal }),
           ({ registration }) =>
             Effect.sync(() => {
-              registration.siblings = registrationsOf(buffer).add(registration.end)
+              registration.ofMemory = registrationsOf(buffer).add(registration.end)
             })
         ))
 
@@ -660,7 +660,7 @@ export const make = (
             onSuccess: () =>
               Effect.zipRight(
                 Effect.forEach(held.registrations, (registration) => {
-                  registration.siblings?.delete(registration.end)
+                  registration.ofMemory?.delete(registration.end)
                   return closeFile(api, registration)
                 }, { discard: true }),
                 Effect.sync(held.afterwards)

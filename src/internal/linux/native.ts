@@ -85,6 +85,7 @@ export interface Native {
   ) => Effect.Effect<CFunction, PlatformNotSupported>
 }
 
+// uapi/asm-generic/mman-common.h
 const MADV_HUGEPAGE = 14
 let advises = false
 
