@@ -18,6 +18,8 @@ export class BlockEvents {
   private readers = 0
   private closed = false
   private readonly waiting = new Set<() => void>()
+  /** Readers are about to be woken. */
+  private waking = false
   private readonly capacity: number
 
   constructor(capacity: number) {
@@ -33,7 +35,13 @@ export class BlockEvents {
     if (this.readers === 0) return
     this.ring[this.count % this.capacity] = event
     this.count += 1
-    this.wake()
+    if (this.waking || this.waiting.size === 0) return
+    this.waking = true
+    // Readers run the caller's code: they wait until the store has done what the event reports.
+    queueMicrotask(() => {
+      this.waking = false
+      this.wake()
+    })
   }
 
   close(): void {
@@ -42,7 +50,6 @@ export class BlockEvents {
   }
 
   private wake(): void {
-    if (this.waiting.size === 0) return
     const waiting = [...this.waiting]
     this.waiting.clear()
     for (const resume of waiting) resume()

@@ -533,10 +533,11 @@ export const make = (
             }
             if (!replace) writing.delete(hash)
             entry.ended = true
-            if (entry.waiters !== undefined) { for (const waiter of entry.waiters) waiter() }
             // Its storage was taken out: there may be another.
             if (outcome === undefined) batch.again(number)
             else end(outcome)
+            // Last, since a waiter runs the caller's code.
+            if (entry.waiters !== undefined) { for (const waiter of entry.waiters) waiter() }
           }
           transfer(batch, "write", slot, data, (failed) => {
             error = failed

@@ -206,6 +206,8 @@ export class Request implements Completion {
   outcome = succeeded
   /** Told to the caller already, while pieces are in flight. */
   givenUp = false
+  /** The device has answered; `done` is called after its turn. */
+  answered = false
   /** `done` was called, or will never be. */
   ended = false
   /** The watchdog's turn in which it came. */
@@ -350,6 +352,8 @@ export class IoQueue {
   private held = false
   private now = 0
   private isNow = false
+  /** Operations that have ended in this turn of the device. `done` is the caller's code, which may end this queue: it runs after the turn. */
+  private answered: Array<Request> = []
   private readonly metrics = new IoMetrics()
   private readonly files = new Set<OpenFile>()
   /** Takes no file any more. */
@@ -470,7 +474,8 @@ export class IoQueue {
 
   /** Ends what has not been submitted; the rest ends when the kernel has answered. */
   takeBack(request: Request): void {
-    if (request.ended || request.issued === request.length && request.operation.kind !== "sync") return
+    if (request.ended || request.answered) return
+    if (request.issued === request.length && request.operation.kind !== "sync") return
     if (request.operation.kind === "sync" && request.pieces > 0) return
     request.fail(request.issued, takenBack)
     if (request.pieces > 0) return
@@ -481,17 +486,22 @@ export class IoQueue {
   /** One turn of the watchdog: gives up what was submitted `turns` turns ago or earlier. */
   watch(turns: number): void {
     this.epoch += 1
+    const late: Array<Request> = []
     for (const { epoch, request } of this.pieces) {
       if (request === undefined || request.givenUp || this.epoch - epoch <= turns) continue
       request.fail(0, stalled)
       request.givenUp = true
       if (this.device.keepsFile(request.operation.kind)) request.file.stalled += 1
       this.metrics.stalled(request.operation.kind)
+      late.push(request)
+    }
+    this.giveUpWaiting(turns)
+    for (const request of late) {
       request.file.failuresOf(request.operation.kind).failed()
       request.done(request)
       request.file.left()
     }
-    this.giveUpWaiting(turns)
+    this.settleAnswered()
   }
 
   /** Where all that is in flight was given up, what waits for it would wait for ever. The kernel has not seen it. */
@@ -499,11 +509,11 @@ export class IoQueue {
     if (this.waiting.first === undefined) return
     if (this.free === this.pieces.length || this.pieces.some(({ request }) => request?.givenUp === false)) return
     for (const request of this.waiting.all) {
-      if (request.ended || request.pieces > 0 || this.epoch - request.epoch <= turns) continue
+      if (request.ended || request.answered || request.pieces > 0 || this.epoch - request.epoch <= turns) continue
       request.fail(request.issued, stalled)
       this.metrics.stalled(request.operation.kind)
       this.waiting.left()
-      this.settle(request)
+      this.answer(request)
     }
   }
 
@@ -620,10 +630,26 @@ export class IoQueue {
       this.device.hold(busy)
       this.onBusy?.(busy)
     }
+    // The turn ends here: from the next line on the device may be gone.
+    this.settleAnswered()
     this.metrics.flush(this.inFlight)
-    if (this.onIdle === undefined || busy) return
-    this.onIdle()
+    if (busy) return
+    const { onIdle } = this
     this.onIdle = undefined
+    onIdle?.()
+  }
+
+  private answer(request: Request): void {
+    request.answered = true
+    this.answered.push(request)
+  }
+
+  /** In the order of the answers. An operation that begins meanwhile, in the caller's code, is answered in a later turn. */
+  private settleAnswered(): void {
+    const { answered } = this
+    if (answered.length === 0) return
+    this.answered = []
+    for (const request of answered) this.settle(request)
   }
 
   private readonly complete = (slot: number, result: number): void => {
@@ -655,18 +681,21 @@ export class IoQueue {
     this.free += 1
     request.pieces -= 1
     if (request.pieces === 0 && (request.issued === request.length || request.outcome !== succeeded)) {
-      this.settle(request)
+      this.answer(request)
     }
   }
 
+  /** Counts first, then what runs code of others: it finds an operation that has ended. */
   private settle(request: Request): void {
     const { bytes, file, length, operation: { kind }, outcome, region } = request
     request.ended = true
-    region?.slab.release(region.start, length)
     file.inFlight -= 1
-    if (request.givenUp && this.device.keepsFile(kind)) file.stalled -= 1
-    file.left()
-    if (request.givenUp) return this.letGo(file)
+    if (request.givenUp) {
+      if (this.device.keepsFile(kind)) file.stalled -= 1
+      this.letGo(file)
+      region?.slab.release(region.start, length)
+      return file.left()
+    }
     if (!this.isNow) {
       this.isNow = true
       this.now = performance.now()
@@ -677,7 +706,9 @@ export class IoQueue {
       if (kind !== "sync") file.failuresOf(kind).succeeded()
       // What was given up before it was submitted says nothing of the disk of this file.
     } else if (outcome !== takenBack && outcome !== stalled) file.failuresOf(kind).failed()
+    region?.slab.release(region.start, length)
     request.done(request)
+    file.left()
   }
 }
 

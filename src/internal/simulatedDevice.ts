@@ -73,8 +73,8 @@ export const open = (transfer: Transfer, slots: number, options: Misbehaviour): 
         inFlight.splice(inFlight.indexOf(next), 1)
         due.push(next)
       }
-      woken()
       schedule()
+      woken()
     })
   }
 

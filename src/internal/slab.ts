@@ -24,7 +24,8 @@ const pageOf = (position: number) => Math.floor(position / pageSize)
 export class Slab {
   /** Per page: −1 when it is being filled, else the number of operations that take bytes from it. */
   private readonly users: Int32Array
-  private idle: Array<() => boolean> = []
+  /** Those who wait until nobody uses some pages, in the order in which they came. */
+  private readonly idle: Array<{ readonly start: number; readonly length: number; readonly call: () => void }> = []
   private retirements: Set<() => void> | undefined
   /** Where the memory starts, once an engine has asked; 0 until then. Backing stores do not move. */
   address = 0
@@ -54,7 +55,13 @@ export class Slab {
   release(start: number, length: number): void {
     const last = pageOf(start + length - 1)
     for (let page = pageOf(start); page <= last; page++) this.users[page] = Math.max(0, (this.users[page] ?? 0) - 1)
-    if (this.idle.length > 0) this.idle = this.idle.filter((attempt) => !attempt())
+    // One by one, and looked for anew each time: a call may use the pages again, release others, or wait here.
+    while (this.idle.length > 0) {
+      const at = this.idle.findIndex(({ length, start }) => this.isIdle(start, length))
+      const [ready] = at < 0 ? [] : this.idle.splice(at, 1)
+      if (ready === undefined) return
+      ready.call()
+    }
   }
 
   isIdle(start: number, length: number): boolean {
@@ -65,12 +72,8 @@ export class Slab {
 
   /** Calls `then` as soon as nobody uses the pages: now, or when the last operation on them ends. */
   whenIdle(start: number, length: number, then: () => void): void {
-    const attempt = () => {
-      if (!this.isIdle(start, length)) return false
-      then()
-      return true
-    }
-    if (!attempt()) this.idle.push(attempt)
+    if (this.isIdle(start, length)) then()
+    else this.idle.push({ start, length, call: then })
   }
 
   /** Calls `then` when a pooled memory is not leased any more; the answer takes the call back. */
@@ -82,8 +85,9 @@ export class Slab {
 
   retire(): void {
     this.pooled = false
-    for (const then of this.retirements ?? []) then()
+    const { retirements } = this
     this.retirements = undefined
+    for (const then of retirements ?? []) then()
   }
 }
 
