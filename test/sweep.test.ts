@@ -123,6 +123,32 @@ describe("a sweep", () => {
       }).pipe(on({ profile })))
   }
 
+  it.effect("takes the name of a new file between its creation and its lock: the owner makes another file", () =>
+    Effect.gen(function*() {
+      const syscalls = yield* Syscalls
+      const swept: Array<string> = []
+      let created = ""
+      const racing: Syscalls = {
+        ...syscalls,
+        mkostemp: (prefix, flags) =>
+          Effect.tap(syscalls.mkostemp(prefix, flags), ({ path }) => Effect.sync(() => created = path)),
+        // The kernel grants the lock of a file whose last name has just gone.
+        fcntlSetLock: (fd) =>
+          Effect.tap(syscalls.fcntlSetLock(fd), () => {
+            if (swept.length > 0) return Effect.void
+            swept.push(created)
+            return syscalls.unlink(created)
+          })
+      }
+      yield* Effect.scoped(Effect.gen(function*() {
+        const { path } = yield* storageIn({ syscalls: racing })
+        assert.notInclude(swept, path)
+        assert.deepStrictEqual((yield* leaks).files, [path])
+      }))
+      assert.strictEqual(swept.length, 1)
+      yield* nothingLeft
+    }).pipe(on()))
+
   it.effect("of a directory that cannot be listed says so", () =>
     Effect.gen(function*() {
       const failure = yield* Effect.flip(DiskStorage.sweep("/tmp/none"))

@@ -1,11 +1,13 @@
 import { availableParallelism } from "node:os"
 import { fileURLToPath } from "node:url"
 import { defineConfig } from "vitest/config"
+import { plantedBug } from "./planted/plugin.js"
 
 const root = fileURLToPath(new URL("..", import.meta.url))
 
 export default defineConfig({
   root,
+  plugins: plantedBug(),
   resolve: {
     // The package by its own name is its source, so that tests can import the examples as users read them.
     alias: [
@@ -21,8 +23,9 @@ export default defineConfig({
     // On two cores vitest takes one worker, and many tests here wait for a disk or for processes that they started: two leave a quarter idle.
     minWorkers: 1,
     maxWorkers: Math.max(3, availableParallelism() - 1),
-    testTimeout: 30_000,
-    hookTimeout: 30_000,
-    teardownTimeout: 30_000
+    // The ends of tests that hang, and no measure of speed: a machine may be busy.
+    testTimeout: 300_000,
+    hookTimeout: 300_000,
+    teardownTimeout: 60_000
   }
 })

@@ -42,6 +42,7 @@ import {
   until,
   versionOf
 } from "./blocks.js"
+import { identify } from "./content.js"
 
 const make = (blocks: number, options: Partial<BlockStore.BlockStoreOptions> = {}) =>
   Effect.flatMap(storage(blocks), (storage) => BlockStore.make([storage], { blockBytes: page, ...options }))
@@ -147,6 +148,38 @@ describe("transfers that fail", { timeout: 60_000 }, () => {
         yield* turns(5)
         assert.deepStrictEqual(events, ["Stored 1", "Corrupted 1"])
         assert.strictEqual((yield* store.stats).corrupted, 1)
+        yield* assertSettled(store)
+      }).pipe(Effect.provide(simulated()))
+  )
+
+  it.scopedLive.each(["xxh128", "crc32"] as const)(
+    "every block of a large batch is verified, however many are unverified at once: %s",
+    (checksum) =>
+      Effect.gen(function*() {
+        const all = numbers(64)
+        const disk = yield* storage(all.length)
+        const store = yield* BlockStore.make([disk], { blockBytes: page, checksum, failureLimit: 1000 })
+        yield* offload(store, all)
+        // The blocks that they were, but for one bit each, at another place in each.
+        const damaged = all.filter((hash) => hash % 5 !== 0)
+        const into = yield* blank(page)
+        for (let slot = 0; slot < all.length; slot++) {
+          yield* disk.read(slot * page, into)
+          const hash = all.find((hash) => identify(into.bytes, hash).wrong === undefined) ?? assert.fail()
+          if (!damaged.includes(hash)) continue
+          const place = hash * 61 % page
+          into.bytes[place] = (into.bytes[place] ?? 0) ^ (1 << hash % 8)
+          yield* disk.write(slot * page, into)
+        }
+        const buffers = yield* Effect.replicateEffect(blank(page), all.length)
+        const results = told(
+          yield* store.onboard(buffers.map((into, index) => ({ hash: BigInt(all[index] ?? -1), into })))
+        )
+        assert.deepStrictEqual(
+          results,
+          all.map((hash) => damaged.includes(hash) ? "BlockCorrupted" : String(page))
+        )
+        assert.deepStrictEqual(yield* hashes(store), all.filter((hash) => !damaged.includes(hash)))
         yield* assertSettled(store)
       }).pipe(Effect.provide(simulated()))
   )
