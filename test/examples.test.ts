@@ -42,7 +42,7 @@ const run = async (example: string, environment: Record<string, string> = {}, ..
   }
 }
 
-describe("examples", { timeout: 120_000 }, () => {
+describe("examples", () => {
   it.each([["0.02", "false"], ["0.0200001", "true"]])("quickstart, of %s GB, buffered: %s", async (size, buffered) => {
     const { status, stderr, stdout } = await run("quickstart", {
       DYN_KVBM_DISK_CACHE_GB: size,

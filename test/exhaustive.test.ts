@@ -143,7 +143,7 @@ const breathe = Effect.async<void>((resume) => {
   setImmediate(() => resume(Effect.void))
 })
 
-describe.each(profiles)("on %s", { timeout: 120_000 }, (profile) => {
+describe.each(profiles)("on %s", (profile) => {
   for (const policy of policies) {
     const options = { ...base, ...policy }
 

@@ -823,7 +823,7 @@ describe("whatever fails and whenever it is interrupted", () => {
             }
             yield* breathe
           }
-        }), { timeout: 60_000 })
+        }))
     }
   }
 })

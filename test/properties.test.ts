@@ -58,7 +58,7 @@ const short: FastCheck.Arbitrary<Fault> = FastCheck.record({
 })
 const faults = FastCheck.array(FastCheck.oneof(errno, short), { maxLength: 4 })
 
-describe("properties", { timeout: 120_000 }, () => {
+describe("properties", () => {
   it.effect.prop(
     "nothing leaks and every failure is typed, whatever fails and whenever it is interrupted",
     {

@@ -49,7 +49,7 @@ const answered = (asked: ClientRequest) =>
     })
   })
 
-describe("the service", { timeout: 60_000 }, () => {
+describe("the service", () => {
   it.scopedLive("answers, and refuses what is wrong by name", () =>
     Effect.gen(function*() {
       const { ask, running } = yield* service
@@ -232,7 +232,7 @@ const is = (status: number, tag: string) => (answer: { readonly status: number; 
 /** More than sockets of loopback hold, so that a reader who does not read is noticed. */
 const large = 32 * 1024 * 1024
 
-describe("the service on a simulated disk", { timeout: 30_000 }, () => {
+describe("the service on a simulated disk", () => {
   const block = randomBytes(blockBytes)
   const path = (hash: number) => `/blocks/${hash.toString(16).padStart(16, "0")}`
 

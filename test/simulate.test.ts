@@ -8,7 +8,7 @@ import { simulate } from "./simulate/processes.js"
 
 const histories = 300
 
-describe("simulated histories", { timeout: 120_000 }, () => {
+describe("simulated histories", () => {
   it(`of ${histories} new seeds violate nothing`, async () => {
     const from = randomInt(2 ** 31)
     const { broken, checks, failed, histories: done, met } = await simulate({ from, count: histories, most: 1 })
@@ -42,7 +42,7 @@ describe("simulated histories", { timeout: 120_000 }, () => {
   })
 })
 
-describe("a planted bug is found:", { timeout: 120_000 }, () => {
+describe("a planted bug is found:", () => {
   for (const mutant of mutants) {
     it(mutant.what, async () => {
       // Those seeds find it; a bug that other plans hide shows here.

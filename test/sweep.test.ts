@@ -331,7 +331,7 @@ describe("a storage that is being made", () => {
       }
       yield* Effect.flatMap(Syscalls, (syscalls) => syscalls.unlink("/tmp/kept"))
       yield* nothingLeft
-    }).pipe(Effect.withRandom(Random.make("sweeps")), on()), { timeout: 60_000 })
+    }).pipe(Effect.withRandom(Random.make("sweeps")), on()))
 })
 
 describe("what is kept", () => {

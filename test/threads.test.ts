@@ -152,7 +152,7 @@ describe("a storage makes its disk calls off the main thread", () => {
         assertOffThread(outcome, [...always, "fallocate"])
         // What may run on the main thread does, and the trace sees it.
         assert.deepStrictEqual([...outcome.main], ["fcntl"])
-      }), 120_000)
+      }))
 
     for (const engine of ["io_uring", "aio"] as const) {
       it.live(`with ${engine}, which transfers by itself`, () =>
@@ -161,7 +161,7 @@ describe("a storage makes its disk calls off the main thread", () => {
           assertOffThread(outcome, [...control, ...transfers[engine], "fallocate"])
           const moves = [...outcome.others].filter((name) => name === "pread64" || name === "pwrite64")
           assert.deepStrictEqual(moves, [], "the engine was not used")
-        }), 120_000)
+        }))
     }
 
     it.live("with open-direct", () =>
@@ -169,31 +169,31 @@ describe("a storage makes its disk calls off the main thread", () => {
         const outcome = yield* traced({ ...plain, openStrategy: "open-direct" })
         assert.strictEqual(outcome.report.method, "fallocate")
         assertOffThread(outcome, [...always, "fallocate"])
-      }), 120_000)
+      }))
 
     it.live("with early unlink", () =>
       Effect.gen(function*() {
         assertOffThread(yield* traced({ ...plain, earlyUnlink: true }), [...always, "fallocate"])
-      }), 120_000)
+      }))
 
     it.live("with zero-fill", () =>
       Effect.gen(function*() {
         const outcome = yield* traced({ ...plain, hasFallocate: false, fallback: "zero-fill" })
         assert.strictEqual(outcome.report.method, "zero-fill")
         assertOffThread(outcome, always)
-      }), 120_000)
+      }))
 
     it.live("with truncate", () =>
       Effect.gen(function*() {
         const outcome = yield* traced({ ...plain, hasFallocate: false })
         assert.strictEqual(outcome.report.method, "truncate")
         assertOffThread(outcome, [...always, "ftruncate"])
-      }), 120_000)
+      }))
 
     it.live("and one that is made on it is seen", () =>
       Effect.gen(function*() {
         const { main } = yield* traced({ ...plain, onMainThread: true })
         assert.include([...main], "fdatasync")
-      }), 120_000)
+      }))
   }
 })

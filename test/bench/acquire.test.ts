@@ -69,7 +69,7 @@ describe("bench:acquire", () => {
       assert.lengthOf(acquired.measured, 5)
       assert.lengthOf(filled.rounds, 1)
       assert.deepStrictEqual(readdirSync(directory), [])
-    })), 120_000)
+    })))
 
   it.live(
     "stopped at any moment, leaves nothing",
@@ -104,5 +104,5 @@ describe("bench:acquire", () => {
       assert.strictEqual(wrong.code, 1)
       assert.match(wrong.complaint, /--rounds none is no number above 0/)
       assert.deepStrictEqual(readdirSync(directory), [])
-    })), 120_000)
+    })))
 })

@@ -73,7 +73,7 @@ const writes = Effect.flatMap(
   ({ journal }) => Effect.map(journal, (entries) => entries.filter(({ syscall }) => syscall === "pwrite").length)
 )
 
-describe("transfers that fail", { timeout: 60_000 }, () => {
+describe("transfers that fail", () => {
   it.scoped("a write that fails is told, is not found, and its slot is not used again", () =>
     Effect.gen(function*() {
       const control = yield* SimulatedSyscalls.SimulatedKernel
@@ -197,7 +197,7 @@ describe("transfers that fail", { timeout: 60_000 }, () => {
     }).pipe(Effect.provide(simulated())))
 })
 
-describe("storages that go", { timeout: 60_000 }, () => {
+describe("storages that go", () => {
   for (const how of ["closed", "failing"] as const) {
     it.scopedLive(`one of two ${how}: its blocks are gone, the other serves on`, () =>
       Effect.gen(function*() {
@@ -279,7 +279,7 @@ describe("storages that go", { timeout: 60_000 }, () => {
     }).pipe(Effect.provide(simulated())))
 })
 
-describe("those who are stopped", { timeout: 60_000 }, () => {
+describe("those who are stopped", () => {
   it.scopedLive("an interrupted batch begins nothing more, and what came through counts", () =>
     Effect.gen(function*() {
       let begun = 0
@@ -348,7 +348,7 @@ describe("those who are stopped", { timeout: 60_000 }, () => {
     }).pipe(Effect.provide(simulated())))
 })
 
-describe("room", { timeout: 60_000 }, () => {
+describe("room", () => {
   it.scopedLive("leases are not evicted, and a store full of them says so", () =>
     Effect.gen(function*() {
       const store = yield* make(4)
@@ -460,7 +460,7 @@ describe("room", { timeout: 60_000 }, () => {
     }).pipe(Effect.provide(simulated())))
 })
 
-describe("streams of borrowed buffers", { timeout: 60_000 }, () => {
+describe("streams of borrowed buffers", () => {
   it.scopedLive("go on with fewer buffers than may be in flight", () =>
     Effect.gen(function*() {
       const store = yield* make(50, { maxBlocksInFlight: 8 })
@@ -489,7 +489,7 @@ describe("streams of borrowed buffers", { timeout: 60_000 }, () => {
     }).pipe(Effect.provide(simulated())))
 })
 
-describe("what is told", { timeout: 60_000 }, () => {
+describe("what is told", () => {
   it.scopedLive("who is slow is told how much was missed, who is fast misses nothing", () =>
     Effect.gen(function*() {
       const store = yield* make(4, { eventCapacity: 10 })

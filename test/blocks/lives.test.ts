@@ -71,7 +71,7 @@ const holds = (expected: ReadonlyArray<number>) => ({ store, storage }: Life) =>
 const kernel = Effect.flatMap(SimulatedKernel, Effect.succeed)
 const journal = Effect.flatMap(kernel, ({ journal }) => journal)
 
-describe("an index that an earlier life has left", { timeout: 20_000 }, () => {
+describe("an index that an earlier life has left", () => {
   for (const checksum of ["xxh128", "off"] as const) {
     it.effect(`is not taken up after a life with blocks of another size: ${checksum}`, () =>
       Effect.gen(function*() {
@@ -174,7 +174,7 @@ describe("an index that an earlier life has left", { timeout: 20_000 }, () => {
     }).pipe(Effect.provide(layer()), Effect.provide(silent)))
 })
 
-describe("what was kept", { timeout: 20_000 }, () => {
+describe("what was kept", () => {
   it.effect("is there after a store that was interrupted while it took it up, at whatever call", () =>
     Effect.gen(function*() {
       const first = life(({ store }) => offload(store, [1, 2, 3]))

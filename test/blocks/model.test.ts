@@ -447,7 +447,7 @@ const concurrent: Schedule = (plan) =>
 
 const runs = { seed, endOnFailure: false }
 
-describe("over a simulated kernel", { timeout: 60_000 }, () => {
+describe("over a simulated kernel", () => {
   const on = (plan: Plan, run: Schedule) =>
     run(plan).pipe(Effect.scoped, Effect.provide(simulated({ ...plan, depth: plan.maxBlocksInFlight })))
 
@@ -469,9 +469,7 @@ describe("over a simulated kernel", { timeout: 60_000 }, () => {
 for (const [engine, name] of [["io_uring", "io_uring"], ["node", "node:fs"]] as const) {
   const reason = whyNotEngine(name)
   const refused = reason !== undefined && process.env["EDS_REQUIRE_REAL"] !== "1"
-  describe.skipIf(refused)(`on the real kernel: ${name}${refused ? `, not here: ${reason}` : ""}`, {
-    timeout: 60_000
-  }, () => {
+  describe.skipIf(refused)(`on the real kernel: ${name}${refused ? `, not here: ${reason}` : ""}`, () => {
     const layer = Layer.merge(Linux.layerWith({ engine }), silent)
     const on = (plan: Plan, run: Schedule) =>
       run({ ...plan, fail: 0, atOnce: false }).pipe(Effect.scoped, Effect.provide(layer))

@@ -52,7 +52,7 @@ interface Reused {
 
 const reused = (hash: number): Effect.Effect<Reused> => Effect.map(block(hash), ({ data, hash }) => ({ hash, data }))
 
-describe("an engine or a disk that fails", { timeout: 20_000 }, () => {
+describe("an engine or a disk that fails", () => {
   for (const kind of ["read", "write"] as const) {
     it.scopedLive(`a ${kind} whose call dies ends with an error, and the store with it`, () => {
       let dies = false
@@ -215,7 +215,7 @@ describe("an engine or a disk that fails", { timeout: 20_000 }, () => {
   )
 })
 
-describe("memory and blocks that the caller goes on with", { timeout: 20_000 }, () => {
+describe("memory and blocks that the caller goes on with", () => {
   const engines = {
     "a queue": simulated({ depth: 8 }),
     "calls": Layer.merge(Layer.provideMerge(IoEngine.layerSyscalls, SimulatedSyscalls.layer()), silent)
@@ -390,7 +390,7 @@ describe("memory and blocks that the caller goes on with", { timeout: 20_000 }, 
     }).pipe(Effect.provide(simulated())))
 })
 
-describe("storages", { timeout: 20_000 }, () => {
+describe("storages", () => {
   it.scopedLive("are of one store at a time, each once", () =>
     Effect.gen(function*() {
       const disks = [yield* storage(4), yield* storage(4)] as const
@@ -417,7 +417,7 @@ describe("storages", { timeout: 20_000 }, () => {
     }).pipe(Effect.provide(simulated())))
 })
 
-describe("a store that is small for what comes", { timeout: 20_000 }, () => {
+describe("a store that is small for what comes", () => {
   for (const checksum of checksums) {
     for (const slots of [1, 4]) {
       it.scopedLive(`is not full because of reads: ${slots}, ${checksum}`, () =>
@@ -528,7 +528,7 @@ describe("a store that is small for what comes", { timeout: 20_000 }, () => {
     }).pipe(Effect.provide(simulated())))
 })
 
-describe("what is listed and told", { timeout: 20_000 }, () => {
+describe("what is listed and told", () => {
   it.scopedLive("a block that is there throughout is listed once, wherever its replacements lie", () =>
     Effect.gen(function*() {
       const slots = 20_000
@@ -626,7 +626,7 @@ describe("what is listed and told", { timeout: 20_000 }, () => {
     }).pipe(Effect.provide(simulated())))
 })
 
-describe("a key-value store", { timeout: 20_000 }, () => {
+describe("a key-value store", () => {
   it.scopedLive("does not lose what was set while an older block was read", () =>
     Effect.gen(function*() {
       let holds = false

@@ -313,7 +313,7 @@ const codes: Readonly<Record<DirectIo.IoVerdict, number>> = {
 
 const ReportJson = Schema.parseJson(DirectIo.DirectIoReport)
 
-describe("the command doctor", { timeout: 120_000 }, () => {
+describe("the command doctor", () => {
   it.live("prints the report as JSON and nothing else, ends as its verdict says, and leaves nothing", () =>
     Effect.scoped(Effect.gen(function*() {
       const directory = yield* scratch

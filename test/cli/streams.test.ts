@@ -75,7 +75,7 @@ describe("text of others", () => {
   })
 })
 
-describe("names that control a terminal", { timeout: 120_000 }, () => {
+describe("names that control a terminal", () => {
   const title = `x${escape}]0;pwned\u0007`
 
   it.live("are shown in complaints, whoever complains", () =>
@@ -111,7 +111,7 @@ describe("names that control a terminal", { timeout: 120_000 }, () => {
     })))
 })
 
-describe("an output that takes nothing", { timeout: 120_000 }, () => {
+describe("an output that takes nothing", () => {
   const commands = (directory: string) => [["doctor", directory, "--json"], ["bench", "--help"]] as const
 
   it.live("nobody reads: ends silently, as by SIGPIPE", () =>

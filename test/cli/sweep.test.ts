@@ -55,7 +55,7 @@ describe("sweep", () => {
         [storage.path, "in use"]
       ])
       assert.deepStrictEqual(readdirSync(directory), [storage.path.slice(directory.length + 1)])
-    }).pipe(Effect.provide(Linux.layer)), { timeout: 60_000 })
+    }).pipe(Effect.provide(Linux.layer)))
 
   it.scopedLive(
     "ends with 70 where nothing can be looked at, with 64 for what it does not take",
@@ -68,8 +68,7 @@ describe("sweep", () => {
         assert.strictEqual((yield* run(directory, "--wet-run")).code, 64)
         assert.strictEqual((yield* run(directory, "")).code, 64)
         assert.deepInclude(yield* run(directory), { code: 0, out: `no temp files in ${directory}\n` })
-      }),
-    { timeout: 60_000 }
+      })
   )
 
   it("shows names and reasons with their control characters", () => {

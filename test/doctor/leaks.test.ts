@@ -102,7 +102,7 @@ const sample = (journal: ReadonlyArray<JournalEntry>, step: number, phase: numbe
 
 const steps = [["ext4", 1], ["btrfs", 3], ["storageScale", 3]] as const
 
-describe.each(steps)("the doctor on %s", { timeout: 60_000 }, (profile, step) => {
+describe.each(steps)("the doctor on %s", (profile, step) => {
   const machine = machineOf(profile)
   const inspect = DirectIo.inspect("/tmp")
 

@@ -32,7 +32,7 @@ const logged = (outcome: typeof Outcome.Type | undefined) => outcome?.lines.join
 
 const works = whyNotEngine("io_uring") === undefined && whyNotEngine("aio") === undefined
 
-describe.skipIf(!works)("where the kernel refuses", { timeout: 60_000 }, () => {
+describe.skipIf(!works)("where the kernel refuses", () => {
   it.scopedLive("io_uring, it is AIO; where it refuses that too, node:fs", () =>
     Effect.gen(function*() {
       const [all, noRing, noAio, forcedRing, forcedAio, forcedNode] = yield* outcomes([
@@ -76,7 +76,7 @@ describe.skipIf(!works)("where the kernel refuses", { timeout: 60_000 }, () => {
     }))
 })
 
-describe("DISK_STORAGE_IO_ENGINE", { timeout: 60_000 }, () => {
+describe("DISK_STORAGE_IO_ENGINE", () => {
   const chosen = (value: string | undefined) =>
     Effect.gen(function*() {
       const lines: Array<string> = []

@@ -48,7 +48,7 @@ export const whyNotEngine = (name: Engine["name"]): string | undefined => refusa
 /** One suite for each engine; one that the kernel refuses is a skipped test whose name says why, a failing one when it must not be. */
 export const describeEngines = (name: string, body: (engine: Engine) => void): void => {
   for (const engine of engines) {
-    describe(`${name}: ${engine.name}`, { timeout: 120_000 }, () => {
+    describe(`${name}: ${engine.name}`, () => {
       const reason = whyNotEngine(engine.name)
       if (reason === undefined) body(engine)
       else if (process.env["EDS_REQUIRE_REAL"] === "1") it("works here", () => assert.fail(reason))

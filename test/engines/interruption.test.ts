@@ -82,7 +82,7 @@ describeEngines("interruption of", ({ layer }) => {
       assert.isAbove(counts.ended, 100)
       // All buffers are there, and each slot works.
       yield* Effect.scoped(Effect.gen(function*() {
-        const buffers = yield* Effect.replicateEffect(Effect.timeout(pool.lease, "10 seconds"), 2 * depth)
+        const buffers = yield* Effect.replicateEffect(Effect.timeout(pool.lease, "2 minutes"), 2 * depth)
         const results = yield* engine.batch(
           buffers.map((buffer, index): Operation => ({ kind: "read", file, buffer, offset: index * byteLength }))
         )

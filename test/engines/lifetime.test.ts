@@ -125,7 +125,7 @@ describeEngines("the end of", ({ layer }) => {
       yield* Effect.yieldNow()
       assert.isFalse(ended, "the operation had ended before both waited for it: nothing was tested")
       // Neither of the two waits for ever.
-      yield* Effect.timeout(Effect.zipRight(Fiber.join(closing), Fiber.join(ending)), "20 seconds")
+      yield* Effect.timeout(Effect.zipRight(Fiber.join(closing), Fiber.join(ending)), "4 minutes")
       assert.isTrue(ended)
       assertBytes(readFileSync(path), expected(48 * mebibyte, 4), "what was written")
     }))

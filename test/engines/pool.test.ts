@@ -34,7 +34,7 @@ const assertWhole = (pool: AlignedBuffer.Pool, what = "") =>
   Effect.scoped(Effect.gen(function*() {
     const leased = new Set<number>()
     for (let index = 0; index < pool.buffers; index++) {
-      const buffer = yield* Effect.timeoutOption(pool.lease, "5 seconds")
+      const buffer = yield* Effect.timeoutOption(pool.lease, "2 minutes")
       if (Option.isNone(buffer)) return assert.fail(`${what}: ${index} of ${pool.buffers} buffers are left`)
       leased.add(buffer.value.bytes.byteOffset)
     }
@@ -246,14 +246,14 @@ const pinnedKib = () => Number(/^VmPin:\s*(\d+)/m.exec(readFileSync("/proc/self/
 /** Waits until memory is pinned: its pages are brought in on another thread first. */
 const assertPinned = (atLeast: number) =>
   Effect.gen(function*() {
-    for (let look = 0; look < 200 && pinnedKib() < atLeast; look++) yield* Effect.sleep("20 millis")
+    for (let look = 0; look < 6000 && pinnedKib() < atLeast; look++) yield* Effect.sleep("20 millis")
     assert.isAtLeast(pinnedKib(), atLeast, "it was never registered")
   })
 
 /** Waits until the memory is not pinned any more: the kernel lets go of it behind the scenes. */
 const assertUnpinned = (before: number, what: string) =>
   Effect.gen(function*() {
-    for (let look = 0; look < 200 && pinnedKib() > before; look++) yield* Effect.sleep("20 millis")
+    for (let look = 0; look < 6000 && pinnedKib() > before; look++) yield* Effect.sleep("20 millis")
     assert.isAtMost(pinnedKib(), before, what)
   })
 

@@ -31,7 +31,7 @@ const openFile = (size: number, alignment: number) =>
 
 const size = 64 * page
 
-describe("over a simulated kernel", { timeout: 60_000 }, () => {
+describe("over a simulated kernel", () => {
   for (let round = 0; round < 40; round++) {
     const own = seed + round
     const random = numbers(own)
@@ -129,7 +129,7 @@ describe("calls one after the other", () => {
   })
 })
 
-describe("a disk that never answers", { timeout: 20_000 }, () => {
+describe("a disk that never answers", () => {
   const stalled = { never: 1, stallTimeout: "10 seconds", depth: 2 } as const
 
   /** An engine whose scope the test closes itself. */
@@ -260,7 +260,7 @@ describe("a disk that never answers", { timeout: 20_000 }, () => {
     }))
 })
 
-describe("a storage over a simulated engine", { timeout: 60_000 }, () => {
+describe("a storage over a simulated engine", () => {
   it.live.each(Array.from({ length: 12 }, (_, index) => seed + index))(
     "loses nothing of overlapping writes at any offsets: seed %d",
     (own) =>

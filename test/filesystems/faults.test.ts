@@ -122,7 +122,7 @@ describeReal("ext4 on zram", { name: "a disk that takes no more" }, (it) => {
       const mount = yield* Mounted
       const directory = yield* freshPath
       const blocks = 64
-      const retryAfter = "500 millis"
+      const retryAfter = "3 seconds"
       const storage = yield* DiskStorage.make({ size: blocks * mebibyte, directory, failureLimit: 3, retryAfter })
       yield* settledFreeBytes(mount.directory)
       yield* Effect.sync(() => limitZram(mount.device, 16 * mebibyte))

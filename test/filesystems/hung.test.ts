@@ -93,7 +93,7 @@ for (const kind of ["ext4", "xfs"] as const) {
             const timeouts = drained ? ["unlink"] : ["drain", "unlink"]
             assert.deepStrictEqual(
               failures,
-              timeouts.map((step) => ({ step, fd, timeoutMillis: 500 }))
+              timeouts.map((step) => ({ step, fd, timeoutMillis: 1500 }))
             )
             assert.strictEqual(buffer, "StorageClosed")
             assert.deepStrictEqual((yield* child.answer)["ended"], true)

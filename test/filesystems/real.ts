@@ -85,7 +85,7 @@ const metadataBytes = 256 * 1024
 export const assertGivenBack = (directory: string, before: number): Effect.Effect<void> =>
   Effect.gen(function*() {
     let free = freeBytes(directory)
-    for (let round = 0; round < 100 && free < before - metadataBytes; round++) {
+    for (let round = 0; round < 1000 && free < before - metadataBytes; round++) {
       yield* Effect.sleep("100 millis")
       free = yield* settledFreeBytes(directory)
     }

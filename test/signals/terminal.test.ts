@@ -5,7 +5,16 @@ import * as Random from "effect/Random"
 import { readFileSync } from "node:fs"
 import { join } from "node:path"
 import type { Running } from "./processes.js"
-import { assertNothingLeft, childCommand, seed, seeded, start, temporaryDirectory, testTimeout } from "./processes.js"
+import {
+  assertNothingLeft,
+  childCommand,
+  pressAgain,
+  seed,
+  seeded,
+  start,
+  temporaryDirectory,
+  testTimeout
+} from "./processes.js"
 
 const ctrlC = "\x03"
 
@@ -60,8 +69,7 @@ describe("in a terminal", () => {
         yield* assertPrinted(patient, /^held /m)
         yield* patient.type(ctrlC)
         yield* assertPrinted(patient, /releasing$/m)
-        yield* Effect.sleep("1200 millis")
-        yield* patient.type(ctrlC)
+        yield* pressAgain(patient, patient.type(ctrlC))
         assert.deepStrictEqual((yield* patient.ended).code, 130, patient.output())
         assert.notMatch(patient.output(), /^(released|exit .*)$/m)
         yield* assertNothingLeft(patient)

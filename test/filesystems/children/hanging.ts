@@ -33,8 +33,8 @@ const program = Effect.gen(function*() {
       size: 8 * 1024 * 1024,
       directory,
       failureLimit: 2,
-      retryAfter: "300 millis",
-      releaseTimeout: 500
+      retryAfter: "1 minute",
+      releaseTimeout: 1500
     }),
     scope
   )
@@ -59,7 +59,7 @@ const program = Effect.gen(function*() {
   yield* say({ failures: Either.isLeft(closed) ? closed.left.failures : [], buffer: yield* write(0) })
 }).pipe(
   Effect.scoped,
-  Effect.provide(Linux.layerWith({ engine, ...(fails === "stallTimeout" ? { stallTimeout: 200 } : {}) }))
+  Effect.provide(Linux.layerWith({ engine, ...(fails === "stallTimeout" ? { stallTimeout: 1000 } : {}) }))
 )
 
 const openBelow = () =>
@@ -76,7 +76,7 @@ const openBelow = () =>
 const afterwards = Effect.gen(function*() {
   yield* say({ ended: true })
   yield* nextLine
-  for (let round = 0; round < 400 && openBelow().length > 0; round++) yield* Effect.sleep("25 millis")
+  for (let round = 0; round < 4000 && openBelow().length > 0; round++) yield* Effect.sleep("25 millis")
   yield* say({ open: openBelow() })
   yield* nextLine
   // Its standard input would keep it.

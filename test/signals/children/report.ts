@@ -3,7 +3,7 @@ import * as Effect from "effect/Effect"
 import { appendFileSync } from "node:fs"
 
 /** A program must not outlive a test run that was killed. */
-setTimeout(() => process.exit(99), 100_000).unref()
+setTimeout(() => process.exit(99), 600_000).unref()
 
 const file = process.env["EDS_REPORT"]
 

@@ -30,6 +30,9 @@ const syscalls = Layer.effect(
 ).pipe(Layer.provide(LinuxSyscalls.layer))
 
 reportExit()
+for (const signal of ["SIGHUP", "SIGINT", "SIGTERM"] as const) {
+  process.once(signal, () => Effect.runSync(report(`heard ${signal}`)))
+}
 
 DiskStorageConfig.options().pipe(
   Effect.flatMap((options) => DiskStorage.make({ ...options, fallback: "zero-fill" })),
