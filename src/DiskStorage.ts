@@ -359,8 +359,8 @@ export interface DiskStorage {
    * Keeps the file at `keepAt` for the next storage that is made with that, in place of unlinking it at release: syncs it, labels it
    * and gives it that name in one step. It is for the end of a storage: it waits for what is in flight, releases the registrations,
    * and everything but `close`, `unlinked` and `keep` itself fails with `StorageClosed` afterwards, since what is kept must not change.
-   * When it fails the file is unlinked at release, unless `keep` is called again and succeeds; where an option is missing, or something was
-   * in the way from the beginning, the storage can be used as before. Not for the inside of `withFd`: it would wait for itself.
+   * When it fails the file is unlinked at release, unless `keep` is called again and succeeds, which it cannot after a failed sync; where
+   * an option is missing, or something was in the way from the beginning, the storage can be used as before. Not for the inside of `withFd`: it would wait for itself.
    */
   readonly keep: Effect.Effect<void, KeepFailed | StorageClosed>
   /**

@@ -485,6 +485,32 @@ export class IoFailed extends Schema.TaggedError<IoFailed>(id("IoFailed"))(
   }
 }
 
+/** Remedies that name what this process, or whoever runs the machine, can change. */
+const remedies: { readonly [code: string]: string } = {
+  EACCES: "Restore the rights of this process on the directory",
+  EPERM: "Restore the rights of this process on the directory and the file (chattr -i)",
+  EROFS: "Make the filesystem writable again; the kernel's log has the reason",
+  ENOSPC: "Free space",
+  EDQUOT: "Free space",
+  EMFILE: "Raise the limit of open files (ulimit -n) or release storages",
+  ENFILE: "Raise the system's limit of open files (fs.file-max)",
+  ENOMEM: "Free memory",
+  EXDEV: "Unmount what is mounted over the directory",
+  EISDIR: "Move away the directory that has that name",
+  ENOTEMPTY: "Move away the directory that has that name",
+  EEXIST: "Move away the directory that has that name",
+  EBUSY: "Unmount what is mounted over that name"
+}
+
+/** Errors after which a second attempt at the same path meets the same path. */
+const hopeless: { readonly [code: string]: string } = {
+  ENOENT: "The file, or its directory, is gone: this storage cannot be kept. The next one starts empty",
+  ENOTDIR: "The file, or its directory, is gone: this storage cannot be kept. The next one starts empty",
+  ESTALE: "The file, or its directory, is gone: this storage cannot be kept. The next one starts empty",
+  ELOOP: "The path cannot be followed: make the next storage with another keepAt",
+  ENAMETOOLONG: "The path is too long: make the next storage with a shorter keepAt"
+}
+
 /**
  * The name could not be removed. The file is still linked, and `unlink` may be called again.
  *
@@ -496,14 +522,16 @@ export class UnlinkFailed extends Schema.TaggedError<UnlinkFailed>(id("UnlinkFai
   { path: Schema.String, cause: SyscallError }
 ) {
   override get message(): string {
-    return `${this.path} is still linked: ${this.cause.message}. Unlink again, or remove it by hand.`
+    const remedy = remedies[this.cause.code] ?? "Look at the kernel's log"
+    return `${this.path} is still linked: ${this.cause.message}. ${remedy}. Then unlink again, or remove it by hand.`
   }
 }
 
 /**
  * The storage was not kept, and is unlinked at release as any other. `reason`: the option `keepAt` is missing; what is at that path
  * was not kept by a storage, and is not touched; the file has no name any more; an operation without an answer may still change it;
- * or the step that failed, with its `cause`.
+ * or the step that failed, with its `cause`. After `sync` the storage cannot be kept at all: the kernel reports a failed write-back
+ * once, and a later sync succeeds over data that never reached the disk.
  *
  * @since 0.1.0
  * @category errors
@@ -521,10 +549,12 @@ export class KeepFailed extends Schema.TaggedError<KeepFailed>(id("KeepFailed"))
 ) {
   override get message(): string {
     const failed = (step: string) => {
-      const noRoom = this.cause?.code === "ENOSPC" || this.cause?.code === "EDQUOT"
-      return `${step}: ${this.cause?.message}. ${
-        noRoom ? "Free space" : "Look at the directory and the kernel's log"
-      }, and keep again`
+      const code = this.cause?.code ?? ""
+      const remedy = hopeless[code] ??
+        (code in remedies
+          ? `${remedies[code]}, and keep again`
+          : "Look at the kernel's log: keep again when the disk works")
+      return `${step}: ${this.cause?.message}. ${remedy}`
     }
     const reasons: { readonly [reason in KeepFailed["reason"]]: () => string } = {
       "no keepAt": () => "no path was given for that. Set the option keepAt when the storage is made",
@@ -536,7 +566,9 @@ export class KeepFailed extends Schema.TaggedError<KeepFailed>(id("KeepFailed"))
       "stalled": () =>
         "an operation that had no answer may still change it. The disk hangs: keep again when it has answered",
       "look": () => failed(`${this.keepAt} could not be looked at`),
-      "sync": () => failed("its content could not be synced"),
+      "sync": () =>
+        `its content could not be synced: ${this.cause?.message}. Parts of it may be lost, and a second sync would not ` +
+        "report them: this storage cannot be kept. Look at the kernel's log; the next storage starts empty",
       "label": () => failed("it could not be labelled"),
       "rename": () => failed(`it could not be renamed to ${this.keepAt}`)
     }

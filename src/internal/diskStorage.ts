@@ -185,8 +185,11 @@ const acquire = (
         ))
 
     const keepLock = yield* Effect.makeSemaphore(1)
+    /** The kernel reports a failed write-back once: a second sync would vouch for data that is lost. */
+    let notSynced: KeepFailed | undefined
     const keepFile = Effect.fnUntraced(function*(mark: Uint8Array) {
       if (file.kept) return
+      if (notSynced !== undefined) return yield* notSynced
       if (place === undefined) return yield* new KeepFailed({ path, reason: "no keepAt" })
       const keepAt = place.path
       const linked = Effect.suspend(() =>
@@ -204,7 +207,13 @@ const acquire = (
       if (ioFile instanceof OpenFile && ioFile.inFlight > 0) {
         return yield* new KeepFailed({ path, keepAt, reason: "stalled" })
       }
-      yield* keptFile.keep(syscalls, file, fd, place, options.size, mark)
+      yield* Effect.tapError(
+        keptFile.keep(syscalls, file, fd, place, options.size, mark),
+        (failure) =>
+          Effect.sync(() => {
+            if (failure.reason === "sync") notSynced = failure
+          })
+      )
     })
     const keepAs: DiskStorage["keepAs"] = (mark) => {
       const page = new Uint8Array(keptFile.markBytes)
