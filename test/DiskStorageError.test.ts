@@ -20,7 +20,11 @@ const samples = [
     "darwin"
   ],
   [Errors.BufferUnavailable, new Errors.BufferUnavailable({ byteLength: 77, reason: "no" }), "77"],
-  [Errors.InvalidOption, new Errors.InvalidOption({ option: "size", value: "-1", expected: "more" }), "size is -1"],
+  [
+    Errors.InvalidOption,
+    new Errors.InvalidOption({ option: "size", value: "-1", expected: "more" }),
+    "The value of size is -1; it takes more."
+  ],
   [Errors.DirectoryUnusable, new Errors.DirectoryUnusable({ directory: "/nowhere", cause }), "/nowhere"],
   [
     Errors.DirectoryUnsafe,
@@ -113,10 +117,14 @@ const samples = [
   ],
   [
     Errors.StoreFull,
-    new Errors.StoreFull({ hash: 1n, capacity: 8, pinned: 3, priority: 2 }),
-    "of 8 blocks 3 are pinned"
+    new Errors.StoreFull({ hash: 1n, priority: 2, capacity: 8, pinned: 3, writing: 0, higher: 1, retired: 4 }),
+    "of 8 slots 3 are leased or being read, 1 hold blocks of a higher priority, 4 are retired after failures. To make room: end leases;"
   ],
-  [Errors.NoStorageLeft, new Errors.NoStorageLeft({ paths: ["/tmp/a", "/tmp/b"] }), "/tmp/a, /tmp/b"],
+  [
+    Errors.NoStorageLeft,
+    new Errors.NoStorageLeft({ paths: ["/tmp/a", "/tmp/b"], reasons: ["it is closed", "8 reads failed"] }),
+    "/tmp/a: it is closed | /tmp/b: 8 reads failed"
+  ],
   [Errors.StoreClosed, new Errors.StoreClosed({}), "is released"],
   [
     Errors.NixlUnavailable,

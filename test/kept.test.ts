@@ -394,7 +394,7 @@ describe("keep", () => {
     Effect.gen(function*() {
       const mark = pattern(40, 3)
       const none = new Uint8Array(32)
-      const keptAs = (keep: (storage: DiskStorage.DiskStorage) => DiskStorage.DiskStorage["keep"]) =>
+      const keptAs = (keep: (storage: DiskStorage.DiskStorage) => ReturnType<DiskStorage.DiskStorage["keepAs"]>) =>
         Effect.scoped(Effect.gen(function*() {
           const storage = yield* DiskStorage.make({ size, keepAt })
           yield* keep(storage)

@@ -5,7 +5,7 @@ import type { EngineUnavailable, PlatformNotSupported } from "../DiskStorageErro
 import { InvalidOption } from "../DiskStorageError.js"
 import type { IoEngine } from "../IoEngine.js"
 import type { IoUringOptions } from "../IoUring.js"
-import { makeQueue, wholeNumber } from "./engineOptions.js"
+import { checked, makeQueue, wholeNumber } from "./engineOptions.js"
 import { makeEngine } from "./ioQueue.js"
 import * as ring from "./linux/ring.js"
 
@@ -16,6 +16,7 @@ export const make = (
   options: IoUringOptions
 ): Effect.Effect<IoEngine, EngineUnavailable | PlatformNotSupported | InvalidOption, Scope.Scope> =>
   Effect.gen(function*() {
+    yield* checked(options)
     const entries = yield* wholeNumber("entries", options.entries, 128, 1, maxEntries)
     const slots = yield* wholeNumber("depth", options.depth, 256, 1, 65_536)
     const completionEntries = yield* wholeNumber(
