@@ -835,10 +835,7 @@ export class StoreFull extends Schema.TaggedError<StoreFull>(id("StoreFull"))(
     ] as const
     const found = causes.filter(([slots]) => slots > 0)
     const counts = found.map(([slots, what]) => `${slots} ${what}`).join(", ")
-    // Writes alone end by themselves; what else is in the way does not.
-    const remedies = found.filter(([, what]) => found.length === 1 || what !== causes[1][1]).map(([, , remedy]) =>
-      remedy
-    )
+    const help = found.map(([, , remedy]) => remedy).join("; ")
     return `No room for block ${
       formatHash(hash)
     } of priority ${priority}: of ${capacity} slots ${counts}. To make room: ${

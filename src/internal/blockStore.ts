@@ -40,6 +40,7 @@ import type { IoEngine, Results } from "../IoEngine.js"
 import * as OffloadFilter from "../OffloadFilter.js"
 import type { Syscalls } from "../Syscalls.js"
 import { Region } from "./alignedBuffer.js"
+import * as argument from "./arguments.js"
 import type { Batch } from "./blockBatch.js"
 import { Gate } from "./blockBatch.js"
 import * as checksums from "./blockChecksum.js"
@@ -47,7 +48,6 @@ import { BlockEvents } from "./blockEvents.js"
 import { BlockIndex, priorities } from "./blockIndex.js"
 import * as restart from "./blockRestart.js"
 import { BlockResults } from "./blockResults.js"
-import * as argument from "./arguments.js"
 import * as diskStorage from "./diskStorage.js"
 import { makeDoor } from "./door.js"
 import { wholeNumber } from "./engineOptions.js"
@@ -361,7 +361,7 @@ export const make = (
 
     /** For the log: storages that were taken out, and slots that retired. */
     const reports = yield* Queue.unbounded<Effect.Effect<void>>()
-    const reported = Effect.flatMap(Queue.takeAll(reports), (rest) => Effect.forEach(rest, (one) => one, { discard: true }))
+    const reported = Effect.flatMap(Queue.takeAll(reports), (rest) => Effect.all(rest, { discard: true }))
     const annotated = (number: number, more: Record<string, unknown>) =>
       Effect.annotateLogs({ path: storages[number]?.path, ...more })
     /** The blocks of a storage that was taken out are found no more from then on, and leave the index bit by bit. */
@@ -522,7 +522,10 @@ export const make = (
       const { capacity, occupied } = index
       if (index.storages.every(({ failed }) => failed)) {
         return () =>
-          new NoStorageLeft({ paths: storages.map(({ path }) => path), reasons: reasons.map((why) => why ?? "it failed") })
+          new NoStorageLeft({
+            paths: storages.map(({ path }) => path),
+            reasons: reasons.map((why) => why ?? "it failed")
+          })
       }
       const { pinned, retired, writing } = occupied
       // Nothing is free, and what could be evicted was.
@@ -700,11 +703,18 @@ export const make = (
       const { replace = false } = options
       return inBatch("offload", blocks.length, (results: BlockResults<Offloaded, OffloadError | E>) =>
         Effect.gen(function*() {
-          let todo = replace ? Arr.makeBy(blocks.length, (place) => place) : yield* worthIt(blocks, results)
+          let todo = replace
+            ? Arr.makeBy(blocks.length, (place) =>
+              place)
+            : yield* worthIt(blocks, results)
           while (todo.length > 0) {
             const left = yield* offloadOnce(blocks, todo, replace, results)
-            for (const { other } of left) yield* ended(other)
-            todo = left.map(({ place }) => place)
+            for (const { other } of left) {
+              yield* ended(other)
+            }
+            todo = left.map(({ place }) =>
+              place
+            )
           }
         }))
     }
@@ -713,7 +723,9 @@ export const make = (
     type Filled = Array<Region>
     const letGo = (filled: Filled) =>
       Effect.sync(() => {
-        for (const { slab, start } of filled) slab.release(start, blockBytes)
+        for (const { slab, start } of filled) {
+          slab.release(start, blockBytes)
+        }
       })
 
     /** Reads the block of a slot, which is pinned meanwhile, and verifies it; what cannot be read is dropped. */
@@ -839,7 +851,9 @@ export const make = (
 
     const onboardStream: BlockStore["onboardStream"] = (hashes) => {
       const wrong = streamRefused("hashes", hashes)
-      if (wrong !== undefined) return Stream.fail(wrong)
+      if (wrong !== undefined) {
+        return Stream.fail(wrong)
+      }
       return inGroups(hashes, (group) =>
         Effect.gen(function*() {
           const targets = yield* Effect.forEach(
@@ -871,7 +885,9 @@ export const make = (
         return Effect.flatMap(
           inBatch("onboard", 1, ({ outcomes }: BlockResults<number, OnboardError>) => {
             const only = (_: number, batch: Batch): void => {
-              const error = term.ended || index.isRetired(slot) ? new BlockNotFound({ hash }) : memoryRefused(hash, into)
+              const error = term.ended || index.isRetired(slot)
+                ? new BlockNotFound({ hash })
+                : memoryRefused(hash, into)
               if (error === undefined) return read(batch, filled, outcomes, 0, slot, { hash, into })
               outcomes[0] = Either.left(() => error)
               batch.landed()
@@ -952,9 +968,9 @@ export const make = (
         Effect.zipRight(door.close),
         Effect.zipRight(Effect.sync(() => events.close())),
         Effect.zipRight(reported),
-        Effect.zipRight(Effect.suspend(() =>
-          ready ? restart.keep(storages, geometryOf, index) : restart.giveBack(storages)
-        ))
+        Effect.zipRight(
+          Effect.suspend(() => ready ? restart.keep(storages, geometryOf, index) : restart.giveBack(storages))
+        )
       )
     )
     yield* restart.takeUp(storages, geometryOf, index)
@@ -989,7 +1005,8 @@ export const make = (
       offloadStream,
       onboardStream,
       match: checkedPrefix,
-      has: (hash) => Effect.suspend(() => isHash(hash) ? Effect.succeed(find(hash) >= 0) : Effect.fail(invalidHash(hash))),
+      has: (hash) =>
+        Effect.suspend(() => isHash(hash) ? Effect.succeed(find(hash) >= 0) : Effect.fail(invalidHash(hash))),
       lease: (hash) =>
         Effect.flatMap(
           lease(() => find(hash) < 0 ? [] : [hash]),
@@ -998,8 +1015,7 @@ export const make = (
               ? Effect.fail(isHash(hash) ? new BlockNotFound({ hash }) : invalidHash(hash))
               : Effect.succeed(only)
         ),
-      leasePrefix: (hashes) =>
-        Effect.zipRight(checkedPrefix(hashes), lease(() => hashes.slice(0, prefix(hashes)))),
+      leasePrefix: (hashes) => Effect.zipRight(checkedPrefix(hashes), lease(() => hashes.slice(0, prefix(hashes)))),
       touch: (hashes) => ofEach(hashes, (slot) => index.touch(slot)),
       remove: (hashes) => ofEach(hashes, dropped("removed")),
       reset: Effect.catchTag(

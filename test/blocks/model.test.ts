@@ -348,7 +348,7 @@ const concurrent: Schedule = (plan) =>
     const check = (bytes: Uint8Array, hash: number) =>
       assert.strictEqual(given.get(versionOf(bytes, hash, "read")), hash, "a version that was never offloaded")
 
-    const perform = (step: Step): Effect.Effect<void> =>
+    const perform = (step: Step): Effect.Effect<void, InvalidBlock | InvalidOption> =>
       Effect.gen(function*() {
         switch (step.kind) {
           case "offload": {
