@@ -152,6 +152,21 @@ interface Writing {
 export const wholePages = (blockBytes: number): number =>
   Math.ceil(blockBytes / AlignedBuffer.pageSize) * AlignedBuffer.pageSize
 
+/** More storages than any machine has disks. */
+const maxStorages = 4096
+
+const directoriesRefused = (directories: unknown): InvalidOption | undefined => {
+  const refused = argument.arrayRefused("directories", directories, maxStorages)
+  if (refused !== undefined || !Array.isArray(directories)) return refused
+  if (directories.length === 0) return argument.invalid("directories", directories, "one directory at least")
+  // Not of `every`, which passes over holes.
+  for (let number = 0; number < directories.length; number++) {
+    const wrong = argument.stringRefused(`directories[${number}]`, directories[number], "a path")
+    if (wrong !== undefined) return wrong
+  }
+  return undefined
+}
+
 /** A storage in each directory, which together have the size that is asked for; or one that is kept, with room for its index. */
 export const storages = (
   options: DiskStorageOptions,
@@ -160,10 +175,7 @@ export const storages = (
     readonly keepAt?: string | undefined
   }
 ): Effect.Effect<readonly [DiskStorage, ...Array<DiskStorage>], AcquireError, Syscalls | IoEngine | Scope.Scope> => {
-  const refused = directories === undefined
-    ? undefined
-    : argument.arrayRefused("directories", directories, maxStorages) ??
-      (directories.length > 0 ? undefined : argument.invalid("directories", directories, "one directory at least"))
+  const refused = directories === undefined ? undefined : directoriesRefused(directories)
   if (refused !== undefined) return Effect.fail(refused)
   const block = wholePages(blockBytes)
   const blocks = Math.floor(options.size / block)
@@ -217,9 +229,6 @@ export const resolve = (options: BlockStoreOptions) =>
       checker: yield* checksums.make(checksum)
     }
   })
-
-/** More storages than any machine has disks. */
-const maxStorages = 4096
 
 /** Something with the properties of a storage that a store uses at once; the rest is up to who made it. */
 const storageRefused = (storages: unknown): InvalidOption | undefined => {
