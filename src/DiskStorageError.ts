@@ -838,9 +838,7 @@ export class StoreFull extends Schema.TaggedError<StoreFull>(id("StoreFull"))(
     const help = found.map(([, , remedy]) => remedy).join("; ")
     return `No room for block ${
       formatHash(hash)
-    } of priority ${priority}: of ${capacity} slots ${counts}. To make room: ${
-      remedies.join("; ")
-    }; or use a larger storage.`
+    } of priority ${priority}: of ${capacity} slots ${counts}. To make room: ${help}; or use a larger storage.`
   }
 }
 

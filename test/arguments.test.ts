@@ -6,6 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
+import type * as Scope from "effect/Scope"
 import * as Stream from "effect/Stream"
 import * as AlignedBuffer from "../src/AlignedBuffer.js"
 import * as BlockLayout from "../src/BlockLayout.js"
@@ -44,13 +45,19 @@ const notBuffers: ReadonlyArray<unknown> = [null, undefined, 5, "bytes", {}, not
 const notArrays: ReadonlyArray<unknown> = [...scalars, {}, nothing, new Set(), { length: 1 }, endless]
 const notStrings: ReadonlyArray<unknown> = [null, 5, true, 5n, {}, nothing, symbol]
 
+// Their services are those of the test.
+const isEffect = (u: unknown): u is Effect.Effect<unknown, unknown> => Effect.isEffect(u)
+const isLayer = (u: unknown): u is Layer.Layer<never, unknown> => Layer.isLayer(u)
+const isStream = (u: unknown): u is Stream.Stream<unknown, unknown> =>
+  typeof u === "object" && u !== null && Stream.StreamTypeId in u
+
 /** What an effect, a stream or an Either fails with, which is typed; none of the three, and a defect, fails the test. */
-const failureOf = (outcome: unknown, what: string): Effect.Effect<unknown, never, unknown> =>
+const failureOf = (outcome: unknown, what: string): Effect.Effect<unknown> =>
   Effect.gen(function*() {
     if (Either.isEither(outcome)) return Either.isLeft(outcome) ? outcome.left : assert.fail(`${what} succeeded`)
-    const effect: Effect.Effect<unknown, unknown, unknown> = Effect.isEffect(outcome)
+    const effect: Effect.Effect<unknown, unknown, Scope.Scope> = isEffect(outcome)
       ? outcome
-      : Layer.isLayer(outcome)
+      : isLayer(outcome)
       ? Layer.build(outcome)
       : isStream(outcome)
       ? Stream.runDrain(outcome)
@@ -61,9 +68,6 @@ const failureOf = (outcome: unknown, what: string): Effect.Effect<unknown, never
     assert.deepStrictEqual([...Cause.defects(exit.cause)], [], what)
     return failure._tag === "Some" ? failure.value : assert.fail(`${what}: ${Cause.pretty(exit.cause)}`)
   })
-
-const isStream = (u: unknown): u is Stream.Stream<unknown, unknown, unknown> =>
-  typeof u === "object" && u !== null && Stream.StreamTypeId in u
 
 /** Whether its message can be made, and it is an error of this library or of the interface that it implements. */
 const assertTyped = (failure: unknown, what: string) => {
@@ -178,12 +182,12 @@ describe("arguments of untyped callers", { timeout: 120_000 }, () => {
         for (const elements of [wrong, sparse, [{ offset: 0, buffer: new Uint8Array(page) }]]) {
           const results = yield* Effect.flatMap(
             Effect.sync(() => untyped(batch)(elements)),
-            (effect) => Effect.isEffect(effect) ? effect : Effect.die("no effect")
+            (effect) => isEffect(effect) ? effect : Effect.die("no effect")
           )
           assertEachRefused(results, elements.length, "a batch")
         }
         const mixed = untyped(batch)([null, { offset: 0, buffer }, 5])
-        const results = yield* (Effect.isEffect(mixed) ? mixed : Effect.die("no effect"))
+        const results = yield* (isEffect(mixed) ? mixed : Effect.die("no effect"))
         assertEachRefused(results, 2, "a mixed batch")
       }
       const refusedBy = (kind: unknown, transfer: unknown) => {
@@ -272,12 +276,12 @@ describe("arguments of untyped callers", { timeout: 120_000 }, () => {
       for (const batch of [store.offload, store.onboard]) {
         for (const some of [elements, sparse]) {
           const effect = untyped(batch)(some)
-          assertEachRefused(yield* Effect.isEffect(effect) ? effect : Effect.die("no effect"), some.length, "a batch")
+          assertEachRefused(yield* isEffect(effect) ? effect : Effect.die("no effect"), some.length, "a batch")
         }
       }
       for (const priority of [null, NaN, -1, 16, "5", nothing]) {
         const effect = untyped(store.offload)([{ hash: 77n, data, priority }])
-        assertEachRefused(yield* Effect.isEffect(effect) ? effect : Effect.die("no effect"), 1, shown([priority]))
+        assertEachRefused(yield* isEffect(effect) ? effect : Effect.die("no effect"), 1, shown([priority]))
       }
 
       assert.deepStrictEqual((yield* store.hashes).length, 2)

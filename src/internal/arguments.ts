@@ -1,6 +1,7 @@
 /** Checks of what callers hand over, for those whose compiler does not check it. Only data properties are looked at. */
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as Either from "effect/Either"
 import * as Option from "effect/Option"
 import { InvalidOption } from "../DiskStorageError.js"
 
@@ -47,17 +48,15 @@ export const booleanRefused = (option: string, value: unknown): InvalidOption | 
 export const stringRefused = (option: string, value: unknown, expected = "a string"): InvalidOption | undefined =>
   typeof value === "string" ? undefined : invalid(option, value, expected)
 
-/** Bytes that can be read: the memory of a detached buffer is gone, and its views look empty. */
-export const bytesRefused = (option: string, value: unknown): InvalidOption | undefined => {
-  if (!(value instanceof Uint8Array)) return invalid(option, value, "a Uint8Array")
-  if (value.byteLength > 0) return undefined
-  try {
-    new Uint8Array(value.buffer)
-    return undefined
-  } catch {
-    return invalid(option, value, "a Uint8Array whose buffer is not detached")
-  }
-}
+/** Its views have no bytes any more, and cannot be told from empty ones: Node 20 has no `detached`. */
+const isDetached = ({ buffer }: Uint8Array): boolean => Either.isLeft(Either.try(() => new Uint8Array(buffer)))
+
+export const bytesRefused = (option: string, value: unknown): InvalidOption | undefined =>
+  !(value instanceof Uint8Array)
+    ? invalid(option, value, "a Uint8Array")
+    : value.byteLength === 0 && isDetached(value)
+    ? invalid(option, value, "a Uint8Array whose buffer is not detached")
+    : undefined
 
 /** Milliseconds. */
 export const duration = (

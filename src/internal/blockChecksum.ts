@@ -56,6 +56,20 @@ const hasherBytes = 4 * 65_536
 /** V8 has no other word for it: a module that compiles, and whose memory cannot be reserved. */
 const isOutOfMemory = (error: unknown): boolean => error instanceof RangeError || /out of memory/i.test(String(error))
 
+/** Why there is no hasher: memory, or the library. */
+export const notLoaded = (error: unknown, checksum: Checksum): InvalidOption | BufferUnavailable =>
+  isOutOfMemory(error)
+    ? new BufferUnavailable({
+      byteLength: hasherBytes,
+      reason: String(error),
+      purpose: "the hasher of xxh128 checksums"
+    })
+    : new InvalidOption({
+      option: "checksum",
+      value: checksum,
+      expected: `xxh128 where hash-wasm can be loaded, and it cannot: ${String(error)}`
+    })
+
 /** Undefined: nothing is computed. */
 export const make = (checksum: Checksum): Effect.Effect<Checker | undefined, InvalidOption | BufferUnavailable> =>
   Effect.gen(function*() {
@@ -79,14 +93,7 @@ export const make = (checksum: Checksum): Effect.Effect<Checker | undefined, Inv
         const hasher = yield* Effect.tryPromise({
           // Loaded by who asks for it.
           try: async () => (await import("hash-wasm")).createXXHash128(),
-          catch: (error) =>
-            isOutOfMemory(error)
-              ? new BufferUnavailable({
-                byteLength: hasherBytes,
-                reason: String(error),
-                purpose: "the hasher of xxh128 checksums"
-              })
-              : refused(`xxh128 where hash-wasm can be loaded, and it cannot: ${String(error)}`)
+          catch: (error) => notLoaded(error, checksum)
         })
         const bytesOfWords = new Uint8Array(words.buffer)
         return {

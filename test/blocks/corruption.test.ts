@@ -5,6 +5,7 @@ import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Metric from "effect/Metric"
 import * as Scope from "effect/Scope"
+import { execFileSync } from "node:child_process"
 import { closeSync, mkdtempSync, openSync, rmSync, writeSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
@@ -12,6 +13,7 @@ import * as BlockStore from "../../src/BlockStore.js"
 import * as DiskMetrics from "../../src/DiskMetrics.js"
 import * as DiskStorage from "../../src/DiskStorage.js"
 import type { NoStorageLeft, StoreFull } from "../../src/DiskStorageError.js"
+import { notLoaded } from "../../src/internal/blockChecksum.js"
 import * as Linux from "../../src/Linux.js"
 import {
   assertSettled,
@@ -242,6 +244,30 @@ describe("a store without room", { timeout: 60_000 }, () => {
       assert.include(error.reasons[0], "it is closed")
       assert.include(error.reasons[0], "Keep its Scope open")
     }).pipe(Effect.provide(simulated())))
+})
+
+describe("no memory", { timeout: 60_000 }, () => {
+  it.live("for the hasher is said to be that, and not a bad option (a process with little address space)", () =>
+    Effect.gen(function*() {
+      // As BlockStore.make loads it; a checksum without WebAssembly memory loads all the same.
+      const script = `
+        import("hash-wasm").then((library) => library.createXXHash128()).then(
+          () => console.log("loaded"),
+          (error) => console.log(error.constructor.name, error.message)
+        )`
+      const limited = execFileSync(
+        "bash",
+        ["-c", "ulimit -v 4000000 && exec \"$@\"", "bash", process.execPath, "-e", script],
+        { encoding: "utf8" }
+      )
+      assert.match(limited, /RangeError .*Out of memory/)
+      const error = notLoaded(new RangeError(limited.trim()), "xxh128")
+      assert.strictEqual(error._tag, "BufferUnavailable")
+      assert.include(error.message, "No memory for the hasher of xxh128 checksums")
+      assert.include(error.message, "ulimit -v")
+      const missing = notLoaded(new Error("Cannot find package 'hash-wasm'"), "xxh128")
+      assert.strictEqual(missing._tag, "InvalidOption")
+    }))
 })
 
 describe("one buffer for two blocks of a batch", { timeout: 60_000 }, () => {
