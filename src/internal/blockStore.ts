@@ -178,7 +178,8 @@ export const storages = (
   const refused = directories === undefined ? undefined : directoriesRefused(directories)
   if (refused !== undefined) return Effect.fail(refused)
   const block = wholePages(blockBytes)
-  const blocks = Math.floor(options.size / block)
+  // What is no number is refused by `DiskStorage.make`.
+  const blocks = typeof options.size === "number" ? Math.floor(options.size / block) : NaN
   if (blocks < 1) {
     return Effect.fail(
       new InvalidOption({
