@@ -28,10 +28,10 @@ const mebibyte = 1024 * 1024
 const bytes = (count: number) => `${count.toLocaleString("en")} bytes (${(count / mebibyte).toFixed(1)} MiB)`
 const row = (label: string, value: string) => Console.log(`  ${label.padEnd(12)}${value}`)
 
-/** Redraws one line on a terminal; says nothing elsewhere. */
+/** Redraws one line on a terminal that can; prints nothing elsewhere. */
 const progress = (label: string, done: number, total: number) =>
   Effect.sync(() => {
-    if (!process.stdout.isTTY) return
+    if (!process.stdout.isTTY || process.env["TERM"] === "dumb") return
     const percent = Math.floor((100 * done) / total)
     process.stdout.write(done === total ? "\r\x1b[K" : `\r  ${label.padEnd(12)}${percent} %\x1b[K`)
   })

@@ -72,17 +72,18 @@ export const make: (byteLength: number) => Effect.Effect<AlignedBuffer, BufferUn
 /**
  * The buffer that `bytes` is a view of, such as `buffer.bytes.subarray(4096)`; no copy. Fails with `ForeignMemory` for memory that
  * this module did not make, which could be moved or detached under the kernel, and with `Misaligned` when the view does not start
- * on a page.
+ * on a page. A value of another type is an `InvalidOption`.
  *
  * @since 0.1.0
  * @category constructors
  */
-export const fromUint8Array: (bytes: Uint8Array) => Effect.Effect<AlignedBuffer, ForeignMemory | Misaligned> =
-  internal.fromUint8Array
+export const fromUint8Array: (
+  bytes: Uint8Array
+) => Effect.Effect<AlignedBuffer, ForeignMemory | Misaligned | InvalidOption> = internal.fromUint8Array
 
 /**
  * The bytes from `start` (a multiple of `pageSize`) up to `end`, sharing the memory; no copy. Any length, 0 included: what a file
- * takes is checked where it is used.
+ * takes is checked where it is used. What is no `AlignedBuffer`, and an end that is no number, is an `InvalidOption`.
  *
  * @since 0.1.0
  * @category combinators
@@ -91,7 +92,7 @@ export const slice: (
   buffer: AlignedBuffer,
   start: number,
   end: number
-) => Effect.Effect<AlignedBuffer, OutOfBounds | Misaligned> = internal.slice
+) => Effect.Effect<AlignedBuffer, OutOfBounds | Misaligned | InvalidOption> = internal.slice
 
 /**
  * @since 0.1.0

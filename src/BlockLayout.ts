@@ -11,11 +11,12 @@
 import * as Either from "effect/Either"
 import {
   IndexOutOfBounds,
-  InvalidOption,
+  type InvalidOption,
   LayoutDoesNotFit,
   type LayoutError,
   LayoutOverflow
 } from "./DiskStorageError.js"
+import * as argument from "./internal/arguments.js"
 
 /**
  * @since 0.1.0
@@ -122,19 +123,22 @@ export interface BlockLayout extends Required<BlockLayoutOptions> {
   readonly regions: number
   /** Pieces in which a block is transferred: 1, or one per layer, or one per layer and outer index where that is contiguous. */
   readonly extentsPerBlock: number
-  /** Where a region lies, without padding. Its offset need not be aligned: transfer the extents that `block` returns. */
+  /**
+   * Where a region lies, without padding. Its offset need not be aligned: transfer the extents that `block` returns. An index that is no
+   * number is an `InvalidOption`, here as in the others.
+   */
   readonly region: (
     index: { readonly block: number; readonly layer: number; readonly outer: number }
-  ) => Either.Either<Extent, IndexOutOfBounds>
+  ) => Either.Either<Extent, IndexOutOfBounds | InvalidOption>
   /**
    * What is to be transferred for a block, with its padding, by ascending offset: layer by layer, and outer index by outer index. Offsets
    * and lengths are multiples of `alignment`, and no other block has a byte of it.
    */
-  readonly block: (block: number) => Either.Either<ReadonlyArray<Extent>, IndexOutOfBounds>
+  readonly block: (block: number) => Either.Either<ReadonlyArray<Extent>, IndexOutOfBounds | InvalidOption>
   /** Where a region lies in a buffer of `blockPaddedBytes` that holds the extents of its block, one after the other. */
   readonly regionInBlock: (
     index: { readonly layer: number; readonly outer: number }
-  ) => Either.Either<Extent, IndexOutOfBounds>
+  ) => Either.Either<Extent, IndexOutOfBounds | InvalidOption>
 }
 
 /**
@@ -179,7 +183,7 @@ export const layerSeparate = (
   options: BlockLayoutOptions & LayerSeparateOptions
 ): Either.Either<BlockLayout, LayoutError> =>
   Either.flatMap(
-    geometry(options, { kind: "layerSeparate", outerContiguous: options.outerContiguous }),
+    geometry(options, { kind: "layerSeparate", outerContiguous: options?.outerContiguous }),
     (geometry) => layOut(geometry, options.numBlocks)
   )
 
@@ -228,7 +232,7 @@ interface Geometry extends Required<BlockShape> {
 }
 
 const invalid = (option: string, value: unknown, expected: string) =>
-  Either.left(new InvalidOption({ option, value: String(value), expected }))
+  Either.left(argument.invalid(option, value, expected))
 
 const whole = (option: string, value: number): Either.Either<number, InvalidOption> =>
   Number.isSafeInteger(value) && value >= 1
@@ -252,6 +256,7 @@ const fitting = (
 
 const geometry = (shape: BlockShape, kind: LayoutKind): Either.Either<Geometry, LayoutError> =>
   Either.gen(function*() {
+    if (!argument.isObject(shape)) return yield* invalid("options", shape, "the shape of a block")
     const numLayers = yield* whole("numLayers", shape.numLayers)
     const { outerDim } = shape
     if (outerDim !== 1 && outerDim !== 2) {
@@ -318,12 +323,11 @@ const layOut = (geometry: Geometry, blocks: number): Either.Either<BlockLayout, 
     const extentStride = numBlocks * blockStride
     const outside = (layer: number, outer: number) =>
       !isIndex(layer, numLayers)
-        ? new IndexOutOfBounds({ what: "layer", index: layer, count: numLayers })
+        ? noIndex("layer", layer, numLayers)
         : !isIndex(outer, outerDim)
-        ? new IndexOutOfBounds({ what: "outer", index: outer, count: outerDim })
+        ? noIndex("outer", outer, outerDim)
         : undefined
-    const noBlock = (block: number) =>
-      Either.left(new IndexOutOfBounds({ what: "block", index: block, count: numBlocks }))
+    const noBlock = (block: number) => Either.left(noIndex("block", block, numBlocks))
     return {
       ...geometry,
       [TypeId]: TypeId,
@@ -332,7 +336,9 @@ const layOut = (geometry: Geometry, blocks: number): Either.Either<BlockLayout, 
       outerStride,
       totalBytes,
       regions: numBlocks * numLayers * outerDim,
-      region: ({ block, layer, outer }) => {
+      region: (index) => {
+        if (!argument.isObject(index)) return invalid("index", index, "block, layer and outer")
+        const { block, layer, outer } = index
         if (!isIndex(block, numBlocks)) return noBlock(block)
         const error = outside(layer, outer)
         return error === undefined
@@ -350,7 +356,9 @@ const layOut = (geometry: Geometry, blocks: number): Either.Either<BlockLayout, 
         }
         return Either.right(extents)
       },
-      regionInBlock: ({ layer, outer }) => {
+      regionInBlock: (index) => {
+        if (!argument.isObject(index)) return invalid("index", index, "layer and outer")
+        const { layer, outer } = index
         const error = outside(layer, outer)
         if (error !== undefined) return Either.left(error)
         const offset = outerContiguous
@@ -360,5 +368,10 @@ const layOut = (geometry: Geometry, blocks: number): Either.Either<BlockLayout, 
       }
     }
   })
+
+const noIndex = (what: "block" | "layer" | "outer", index: number, count: number): IndexOutOfBounds | InvalidOption =>
+  typeof index === "number"
+    ? new IndexOutOfBounds({ what, index, count })
+    : argument.invalid(what, index, `a whole number from 0 to ${count - 1}`)
 
 const isIndex = (index: number, count: number): boolean => Number.isSafeInteger(index) && index >= 0 && index < count

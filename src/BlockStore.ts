@@ -20,6 +20,7 @@ import type {
   AcquireError,
   BlockNotFound,
   BufferUnavailable,
+  InvalidBlock,
   InvalidOption,
   OffloadError,
   OnboardError,
@@ -80,7 +81,8 @@ export interface BlockStoreOptions {
   readonly eventCapacity?: number | undefined
   /**
    * Reads or writes of a storage that fail in a row, without one that succeeds between, after which it is taken out. Default 8. Those that
-   * a degraded storage refuses (`StorageDegraded`) count, and cost neither the slot nor the block.
+   * a degraded storage refuses (`StorageDegraded`) count, and cost neither the slot nor the block. A block that is corrupted counts as a
+   * read that failed. A storage is taken out as well when none of its slots can be used any more, and when it is closed.
    */
   readonly failureLimit?: number | undefined
   /**
@@ -169,10 +171,20 @@ export interface StorageStats {
   readonly blocks: number
   /** Slots with nothing in them. */
   readonly free: number
-  /** Slots that are not used any more because a transfer to or from them failed, or all of the storage. */
+  /**
+   * Slots that are not used any more for as long as the store lives: a transfer to or from them failed, a block in them was corrupted, or
+   * the whole storage was taken out.
+   */
   readonly retired: number
+  /**
+   * How many slots retired while the storage worked, by cause: a block without its checksum (`corrupted`), a read or a write that failed
+   * (`failed`) or had no answer (`stalled`).
+   */
+  readonly retiredBy: { readonly corrupted: number; readonly failed: number; readonly stalled: number }
   /** Whether it was taken out. */
   readonly failed: boolean
+  /** Why it was taken out, with the last failure. */
+  readonly failure: string | undefined
 }
 
 /**
@@ -194,7 +206,7 @@ export interface Stats {
   readonly misses: number
   readonly evicted: number
   readonly corrupted: number
-  /** Transfers that failed. */
+  /** Transfers that failed; not those of corrupted blocks, which succeeded. */
   readonly failed: number
   readonly storages: ReadonlyArray<StorageStats>
 }
@@ -202,6 +214,9 @@ export interface Stats {
 /**
  * Blocks of `blockBytes` bytes over one or several storages, striped. Everything here may run concurrently. After release nothing is
  * found, and blocks fail with `StoreClosed`.
+ *
+ * Arguments are checked: an element of a batch that is no block is its own `InvalidBlock`, as is a hash that is no unsigned 64-bit
+ * bigint in the other calls. Anything else of a wrong type is an `InvalidOption`, and nothing was begun.
  *
  * An interrupted batch waits for the blocks that are in flight and begins no other; those that came through count.
  *
@@ -225,12 +240,12 @@ export interface BlockStore {
   readonly offload: (
     blocks: ReadonlyArray<Block>,
     options?: { readonly replace?: boolean | undefined }
-  ) => Effect.Effect<Results<OffloadError, Offloaded>>
+  ) => Effect.Effect<Results<OffloadError, Offloaded>, InvalidOption>
   /**
    * Reads blocks straight into the buffers, and tells of each how many bytes came (`blockBytes`) or why none. A block that cannot be
-   * read or does not verify is dropped.
+   * read or does not verify is dropped. Memory that a block of the same batch was read into is `BufferBusy` for the others.
    */
-  readonly onboard: (destinations: ReadonlyArray<Destination>) => Effect.Effect<Results<OnboardError>>
+  readonly onboard: (destinations: ReadonlyArray<Destination>) => Effect.Effect<Results<OnboardError>, InvalidOption>
   /**
    * The same for more blocks than memory holds: takes what upstream has ready, at most as many at a time as may be in flight, and tells
    * of each in order. It waits for none: buffers may come from a pool of any size, and go back as they are told of.
@@ -239,7 +254,7 @@ export interface BlockStore {
     blocks: Stream.Stream<Block, E, R>
   ) => Stream.Stream<
     { readonly hash: SequenceHash; readonly result: Either.Either<Offloaded, OffloadError> },
-    E,
+    E | InvalidOption,
     R
   >
   /**
@@ -250,23 +265,23 @@ export interface BlockStore {
     hashes: Stream.Stream<SequenceHash, E, R>
   ) => Stream.Stream<
     { readonly hash: SequenceHash; readonly result: Either.Either<AlignedBuffer, OnboardError | BufferUnavailable> },
-    E,
+    E | InvalidOption,
     R
   >
 
   /** How many of the first hashes are all there: the longest cached prefix, in blocks. Counts as no use; see `touch`. */
-  readonly match: (hashes: ReadonlyArray<SequenceHash>) => Effect.Effect<number>
-  readonly has: (hash: SequenceHash) => Effect.Effect<boolean>
+  readonly match: (hashes: ReadonlyArray<SequenceHash>) => Effect.Effect<number, InvalidBlock | InvalidOption>
+  readonly has: (hash: SequenceHash) => Effect.Effect<boolean, InvalidBlock>
   /** Keeps a block until the Scope ends: it is neither evicted nor overwritten. */
-  readonly lease: (hash: SequenceHash) => Effect.Effect<Lease, BlockNotFound, Scope.Scope>
+  readonly lease: (hash: SequenceHash) => Effect.Effect<Lease, BlockNotFound | InvalidBlock, Scope.Scope>
   /** Matches and leases in one step: the leases of the longest cached prefix. */
   readonly leasePrefix: (
     hashes: ReadonlyArray<SequenceHash>
-  ) => Effect.Effect<ReadonlyArray<Lease>, never, Scope.Scope>
+  ) => Effect.Effect<ReadonlyArray<Lease>, InvalidBlock | InvalidOption, Scope.Scope>
   /** Makes blocks the most recently used of their priority, the last one most; how many of them are there. */
-  readonly touch: (hashes: ReadonlyArray<SequenceHash>) => Effect.Effect<number>
+  readonly touch: (hashes: ReadonlyArray<SequenceHash>) => Effect.Effect<number, InvalidBlock | InvalidOption>
   /** How many of them were there. Who reads one of them still gets it. */
-  readonly remove: (hashes: ReadonlyArray<SequenceHash>) => Effect.Effect<number>
+  readonly remove: (hashes: ReadonlyArray<SequenceHash>) => Effect.Effect<number, InvalidBlock | InvalidOption>
   /**
    * Removes every block. One that is being written or offloaded meanwhile may come after it. Fails once the store is being released: what is
    * kept by then stays.
@@ -289,7 +304,8 @@ export const BlockStore: Context.Tag<BlockStore, BlockStore> = Context.GenericTa
 
 /**
  * A store over `storages`, which must outlive its Scope and which nobody else writes to. Its end waits for the batches in flight.
- * Fails with `InvalidOption` for a bad option, when a storage is too small for one block, and when another store uses it.
+ * Fails with `InvalidOption` for a bad option, when a storage is too small for one block, and when another store uses it; with
+ * `BufferUnavailable` when there is no memory for the index or for the hasher of the checksums.
  *
  * Storages with `keepAt` hold fewer blocks, since the index lies behind them. The end of the store keeps them, and with that closes them; blocks
  * that the next one takes up are no events.
@@ -316,7 +332,7 @@ export const BlockStore: Context.Tag<BlockStore, BlockStore> = Context.GenericTa
 export const make: (
   storages: readonly [DiskStorage.DiskStorage, ...ReadonlyArray<DiskStorage.DiskStorage>],
   options: BlockStoreOptions
-) => Effect.Effect<BlockStore, InvalidOption, Scope.Scope> = internal.make
+) => Effect.Effect<BlockStore, InvalidOption | BufferUnavailable, Scope.Scope> = internal.make
 
 /**
  * The store over the one `DiskStorage` of the context.
@@ -326,7 +342,7 @@ export const make: (
  */
 export const layer = (
   options: BlockStoreOptions
-): Layer.Layer<BlockStore, InvalidOption, DiskStorage.DiskStorage> =>
+): Layer.Layer<BlockStore, InvalidOption | BufferUnavailable, DiskStorage.DiskStorage> =>
   Layer.scoped(BlockStore, Effect.flatMap(DiskStorage.DiskStorage, (storage) => make([storage], options)))
 
 /**
@@ -361,12 +377,12 @@ export const layerConfig = (
   Layer.scoped(
     BlockStore,
     Effect.gen(function*() {
+      // What is kept must not be lost to a bad option.
+      yield* internal.resolve(options)
       const config: Config.Config<DiskStorage.DiskStorageOptions> = DiskStorageConfig.options({
         blockBytes: internal.wholePages(options.blockBytes),
         size: options.size
       })
-      // What is kept must not be lost to a bad option.
-      yield* internal.resolve(options)
       const storages = yield* internal.storages(yield* config, options)
       return yield* make(storages, options)
     })

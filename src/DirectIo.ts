@@ -5,11 +5,18 @@
  * @since 0.1.0
  */
 import type * as FileSystem from "@effect/platform/FileSystem"
-import type * as Effect from "effect/Effect"
+import * as Effect from "effect/Effect"
 import * as Schema from "effect/Schema"
 import type { DiskStorage, Extent } from "./DiskStorage.js"
 import { ExtentKind } from "./DiskStorage.js"
-import type { BufferUnavailable, DirectoryUnusable, ExtentsUnavailable, StorageClosed } from "./DiskStorageError.js"
+import type {
+  BufferUnavailable,
+  DirectoryUnusable,
+  ExtentsUnavailable,
+  InvalidOption,
+  StorageClosed
+} from "./DiskStorageError.js"
+import { booleanRefused, objectRefused, stringRefused } from "./internal/arguments.js"
 import { rows } from "./internal/directIo/conditions.js"
 import { gpuConditions } from "./internal/directIo/gpu.js"
 import * as internal from "./internal/directIo/inspect.js"
@@ -373,7 +380,7 @@ export interface InspectOptions {
  * start, gone at the end), every condition of the O_DIRECT guide, and the verdicts on I/O and on GPUDirect Storage. It needs neither
  * root, a GPU nor CUDA, and changes nothing; libcufile stays loaded where there is one.
  *
- * Fails with `DirectoryUnusable` when there is no such directory, or no way to it. Everything else that cannot be seen or done is part of
+ * Fails with `DirectoryUnusable` when there is no such directory, or no way to it, and with `InvalidOption` for arguments of a wrong type. Everything else that cannot be seen or done is part of
  * the report: `probeFailure`, `unseen`, rows that are `unknown`.
  *
  * @example
@@ -398,9 +405,13 @@ export const inspect: (
   options?: InspectOptions
 ) => Effect.Effect<
   DirectIoReport,
-  DirectoryUnusable | BufferUnavailable,
+  DirectoryUnusable | BufferUnavailable | InvalidOption,
   Syscalls | IoEngine | FileSystem.FileSystem
-> = internal.inspect
+> = (directory, options = {}) => {
+  const wrong = stringRefused("directory", directory, "a path") ?? objectRefused("options", options) ??
+    booleanRefused("measure", options.measure)
+  return wrong === undefined ? internal.inspect(directory, options) : Effect.fail(wrong)
+}
 
 /**
  * How each condition is decided: the rows of a report, in its order, by `id`.
@@ -414,12 +425,13 @@ export const conditions: ReadonlyArray<
 
 /**
  * The map of a file, in order and without gaps: which condition the next write to a range meets. A path is opened to read, and nothing
- * in it is changed. Fails with `ExtentsUnavailable` where the file cannot be opened or its filesystem has no map.
+ * in it is changed. Fails with `ExtentsUnavailable` where the file cannot be opened or its filesystem has no map, and with `InvalidOption`
+ * where it is neither a path nor a storage.
  *
  * @since 0.1.0
  * @category combinators
  */
 export const extents: {
-  (storage: DiskStorage): Effect.Effect<ReadonlyArray<Extent>, StorageClosed | ExtentsUnavailable>
-  (path: string): Effect.Effect<ReadonlyArray<Extent>, ExtentsUnavailable, Syscalls>
+  (storage: DiskStorage): Effect.Effect<ReadonlyArray<Extent>, StorageClosed | ExtentsUnavailable | InvalidOption>
+  (path: string): Effect.Effect<ReadonlyArray<Extent>, ExtentsUnavailable | InvalidOption, Syscalls>
 } = internalExtents.extents

@@ -8,8 +8,9 @@ import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import type * as Scope from "effect/Scope"
 import type { DiskStorage, DiskStorageOptions } from "./DiskStorage.js"
-import type { AcquireError } from "./DiskStorageError.js"
-import { BudgetExceeded, InvalidOption } from "./DiskStorageError.js"
+import type { AcquireError, InvalidOption } from "./DiskStorageError.js"
+import { BudgetExceeded } from "./DiskStorageError.js"
+import { invalid, objectRefused, unless } from "./internal/arguments.js"
 import { makeAfter } from "./internal/diskStorage.js"
 import { resolve } from "./internal/options.js"
 import type { IoEngine } from "./IoEngine.js"
@@ -63,13 +64,10 @@ export const make = (options: {
   readonly budget: number
 }): Effect.Effect<DiskAllocator, InvalidOption, Syscalls | IoEngine> =>
   Effect.gen(function*() {
+    yield* unless(objectRefused("options", options))
     const { budget } = options
     if (!Number.isSafeInteger(budget) || budget <= 0) {
-      return yield* new InvalidOption({
-        option: "budget",
-        value: String(budget),
-        expected: "a whole number of bytes above 0"
-      })
+      return yield* invalid("budget", budget, "a whole number of bytes above 0")
     }
     const kernel = yield* Effect.context<Syscalls | IoEngine>()
     let available = budget

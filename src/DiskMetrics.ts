@@ -37,7 +37,7 @@ export const operations = byDirection((direction): Metric.Metric.Counter<number>
 
 /**
  * Operations that failed (`disk_storage_errors`, tags `direction` and `code`): the name of the errno, or `SHORT` where the kernel
- * transferred nothing and reported no error, or `STALLED`.
+ * transferred nothing and reported no error, or `STALLED`, or `CORRUPTED` where a block store has read other bytes than were written.
  *
  * @since 0.1.0
  * @category metrics

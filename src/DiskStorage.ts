@@ -22,6 +22,7 @@ import type {
   BytesError,
   DuplicateKey,
   ExtentsUnavailable,
+  InvalidOption,
   IoFailed,
   IoStalled,
   KeepFailed,
@@ -122,7 +123,8 @@ export interface DiskStorageOptions {
 
 /**
  * How a storage fares, by direction (syncs are among the writes): failures in a row, and whether those are so many that operations fail
- * at once.
+ * at once. `corrupted`: blocks that a `BlockStore` has read from it and that did not have their checksum, since the storage was made. The
+ * storage itself checks no bytes, and goes on; the store takes it out after its own `failureLimit`.
  *
  * @since 0.1.0
  * @category models
@@ -130,6 +132,7 @@ export interface DiskStorageOptions {
 export interface Health {
   readonly read: { readonly failures: number; readonly degraded: boolean }
   readonly write: { readonly failures: number; readonly degraded: boolean }
+  readonly corrupted: number
 }
 
 /**
@@ -240,6 +243,8 @@ export interface Transfer {
 /**
  * A storage of `size` bytes. Everything it says about itself is what the kernel answered.
  *
+ * An argument of a wrong type is an `InvalidOption`; callbacks, effects and tags are not checked.
+ *
  * Operations may run concurrently; overlapping concurrent writes end in an unspecified order. After release every effect here
  * fails with `StorageClosed` before any system call, `health`, `unlinked` and `close` excepted.
  *
@@ -270,10 +275,10 @@ export interface DiskStorage {
   readonly write: (offset: number, from: AlignedBuffer) => Effect.Effect<void, TransferError>
   /**
    * Many reads at once, in any order, with a result for each: none hides what became of another. It ends when all have ended, and
-   * costs less than as many `read`s.
+   * costs less than as many `read`s. It fails as a whole where `transfers` is no array, or one of more than 2^22.
    */
-  readonly readBatch: (transfers: ReadonlyArray<Transfer>) => Effect.Effect<Results<TransferError>>
-  readonly writeBatch: (transfers: ReadonlyArray<Transfer>) => Effect.Effect<Results<TransferError>>
+  readonly readBatch: (transfers: ReadonlyArray<Transfer>) => Effect.Effect<Results<TransferError>, InvalidOption>
+  readonly writeBatch: (transfers: ReadonlyArray<Transfer>) => Effect.Effect<Results<TransferError>, InvalidOption>
   /**
    * The way in without Effect, for those who count microseconds: `done` is called once, perhaps before this returns, with the error if
    * there is one. Nothing can take the transfer back; `done` must not throw, and how many transfers wait is the caller's to bound.
@@ -359,15 +364,15 @@ export interface DiskStorage {
    * Keeps the file at `keepAt` for the next storage that is made with that, in place of unlinking it at release: syncs it, labels it
    * and gives it that name in one step. It is for the end of a storage: it waits for what is in flight, releases the registrations,
    * and everything but `close`, `unlinked` and `keep` itself fails with `StorageClosed` afterwards, since what is kept must not change.
-   * When it fails the file is unlinked at release, unless `keep` is called again and succeeds; where an option is missing, or something was
-   * in the way from the beginning, the storage can be used as before. Not for the inside of `withFd`: it would wait for itself.
+   * When it fails the file is unlinked at release, unless `keep` is called again and succeeds, which it cannot after a failed sync; where
+   * an option is missing, or something was in the way from the beginning, the storage can be used as before. Not for the inside of `withFd`: it would wait for itself.
    */
   readonly keep: Effect.Effect<void, KeepFailed | StorageClosed>
   /**
    * The same, with a mark for the next one to find, the first 32 bytes of `mark`: the digest of an index that lies in the file, say, by
    * which it is known to be of this content, and not one that an earlier life has left there.
    */
-  readonly keepAs: (mark: Uint8Array) => Effect.Effect<void, KeepFailed | StorageClosed>
+  readonly keepAs: (mark: Uint8Array) => Effect.Effect<void, KeepFailed | StorageClosed | InvalidOption>
 
   /**
    * Releases now what the end of the Scope releases: waits for what is in flight, releases registrations, unlinks, closes. Every
@@ -483,7 +488,7 @@ export type SweepReport = typeof SweepReport.Type
 export const sweep: (
   directory: string,
   options?: SweepOptions
-) => Effect.Effect<SweepReport, SweepFailed, Syscalls> = internalSweep.sweep
+) => Effect.Effect<SweepReport, SweepFailed | InvalidOption, Syscalls> = internalSweep.sweep
 
 /**
  * Acquires a storage: makes the temp file, or takes up the one that was kept, sets O_DIRECT and reads it back, finds the alignment, allocates. Whatever step fails

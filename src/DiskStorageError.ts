@@ -32,22 +32,26 @@ export class PlatformNotSupported extends Schema.TaggedError<PlatformNotSupporte
 }
 
 /**
- * No memory of that length could be had.
+ * No memory of that length could be had: for an aligned buffer, or for the `purpose`.
  *
  * @since 0.1.0
  * @category errors
  */
 export class BufferUnavailable extends Schema.TaggedError<BufferUnavailable>(id("BufferUnavailable"))(
   "BufferUnavailable",
-  { byteLength: Schema.Number, reason: Schema.String }
+  { byteLength: Schema.Number, reason: Schema.String, purpose: Schema.optional(Schema.String) }
 ) {
   override get message(): string {
-    return `No aligned buffer of ${this.byteLength} bytes: ${this.reason}. Each slab reserves about 10 GiB of address space: look at \`ulimit -v\` and at how many buffers are held.`
+    const what = this.purpose === undefined
+      ? `No aligned buffer of ${this.byteLength} bytes`
+      : `No memory for ${this.purpose} (${this.byteLength} bytes)`
+    return `${what}: ${this.reason}. Each slab reserves about 10 GiB of address space: look at \`ulimit -v\` and at how many buffers are held.`
   }
 }
 
 /**
- * An option has a value that it does not take.
+ * An option or an argument has a value that it does not take: of another type, out of range, or an element of a list that is no such
+ * element. Nothing was done.
  *
  * @since 0.1.0
  * @category errors
@@ -57,7 +61,7 @@ export class InvalidOption extends Schema.TaggedError<InvalidOption>(id("Invalid
   { option: Schema.String, value: Schema.String, expected: Schema.String }
 ) {
   override get message(): string {
-    return `Option ${this.option} is ${this.value}; it takes ${this.expected}.`
+    return `The value of ${this.option} is ${this.value}; it takes ${this.expected}.`
   }
 }
 
@@ -485,6 +489,32 @@ export class IoFailed extends Schema.TaggedError<IoFailed>(id("IoFailed"))(
   }
 }
 
+/** Remedies that name what this process, or whoever runs the machine, can change. */
+const remedies: { readonly [code: string]: string } = {
+  EACCES: "Restore the rights of this process on the directory",
+  EPERM: "Restore the rights of this process on the directory and the file (chattr -i)",
+  EROFS: "Make the filesystem writable again; the kernel's log has the reason",
+  ENOSPC: "Free space",
+  EDQUOT: "Free space",
+  EMFILE: "Raise the limit of open files (ulimit -n) or release storages",
+  ENFILE: "Raise the system's limit of open files (fs.file-max)",
+  ENOMEM: "Free memory",
+  EXDEV: "Unmount what is mounted over the directory",
+  EISDIR: "Move away the directory that has that name",
+  ENOTEMPTY: "Move away the directory that has that name",
+  EEXIST: "Move away the directory that has that name",
+  EBUSY: "Unmount what is mounted over that name"
+}
+
+/** Errors after which a second attempt at the same path meets the same path. */
+const hopeless: { readonly [code: string]: string } = {
+  ENOENT: "The file, or its directory, is gone: this storage cannot be kept. The next one starts empty",
+  ENOTDIR: "The file, or its directory, is gone: this storage cannot be kept. The next one starts empty",
+  ESTALE: "The file, or its directory, is gone: this storage cannot be kept. The next one starts empty",
+  ELOOP: "The path cannot be followed: make the next storage with another keepAt",
+  ENAMETOOLONG: "The path is too long: make the next storage with a shorter keepAt"
+}
+
 /**
  * The name could not be removed. The file is still linked, and `unlink` may be called again.
  *
@@ -496,14 +526,16 @@ export class UnlinkFailed extends Schema.TaggedError<UnlinkFailed>(id("UnlinkFai
   { path: Schema.String, cause: SyscallError }
 ) {
   override get message(): string {
-    return `${this.path} is still linked: ${this.cause.message}. Unlink again, or remove it by hand.`
+    const remedy = remedies[this.cause.code] ?? "Look at the kernel's log"
+    return `${this.path} is still linked: ${this.cause.message}. ${remedy}. Then unlink again, or remove it by hand.`
   }
 }
 
 /**
  * The storage was not kept, and is unlinked at release as any other. `reason`: the option `keepAt` is missing; what is at that path
  * was not kept by a storage, and is not touched; the file has no name any more; an operation without an answer may still change it;
- * or the step that failed, with its `cause`.
+ * or the step that failed, with its `cause`. After `sync` the storage cannot be kept at all: the kernel reports a failed write-back
+ * once, and a later sync succeeds over data that never reached the disk.
  *
  * @since 0.1.0
  * @category errors
@@ -521,10 +553,12 @@ export class KeepFailed extends Schema.TaggedError<KeepFailed>(id("KeepFailed"))
 ) {
   override get message(): string {
     const failed = (step: string) => {
-      const noRoom = this.cause?.code === "ENOSPC" || this.cause?.code === "EDQUOT"
-      return `${step}: ${this.cause?.message}. ${
-        noRoom ? "Free space" : "Look at the directory and the kernel's log"
-      }, and keep again`
+      const code = this.cause?.code ?? ""
+      const remedy = hopeless[code] ??
+        (code in remedies
+          ? `${remedies[code]}, and keep again`
+          : "Look at the kernel's log: keep again when the disk works")
+      return `${step}: ${this.cause?.message}. ${remedy}`
     }
     const reasons: { readonly [reason in KeepFailed["reason"]]: () => string } = {
       "no keepAt": () => "no path was given for that. Set the option keepAt when the storage is made",
@@ -536,7 +570,9 @@ export class KeepFailed extends Schema.TaggedError<KeepFailed>(id("KeepFailed"))
       "stalled": () =>
         "an operation that had no answer may still change it. The disk hangs: keep again when it has answered",
       "look": () => failed(`${this.keepAt} could not be looked at`),
-      "sync": () => failed("its content could not be synced"),
+      "sync": () =>
+        `its content could not be synced: ${this.cause?.message}. Parts of it may be lost, and a second sync would not ` +
+        "report them: this storage cannot be kept. Look at the kernel's log; the next storage starts empty",
       "label": () => failed("it could not be labelled"),
       "rename": () => failed(`it could not be renamed to ${this.keepAt}`)
     }
@@ -713,8 +749,8 @@ export class BudgetExceeded extends Schema.TaggedError<BudgetExceeded>(id("Budge
 }
 
 /**
- * A block that no store can take or give: its hash is no unsigned 64-bit integer, its memory has another length than the blocks of
- * the store, or its priority is out of range. Nothing was transferred.
+ * A block that no store can take or give: its hash is no unsigned 64-bit integer, its memory is no `AlignedBuffer` or has another length
+ * than the blocks of the store, its priority is out of range, or it is no object at all. Nothing was transferred.
  *
  * @since 0.1.0
  * @category errors
@@ -724,12 +760,13 @@ export class InvalidBlock extends Schema.TaggedError<InvalidBlock>(id("InvalidBl
   // What is no hash has to be told of, too, as it reads.
   {
     hash: Schema.Union(Schema.BigInt, Schema.String),
-    what: Schema.Literal("hash", "length", "priority"),
+    what: Schema.Literal("hash", "length", "priority", "memory", "block"),
     expected: Schema.String
   }
 ) {
   override get message(): string {
-    const block = typeof this.hash === "bigint" ? formatHash(this.hash) : this.hash
+    if (this.what === "block") return `${this.hash} is no block: it takes ${this.expected}.`
+    const block = typeof this.hash === "bigint" && this.hash >= 0n ? formatHash(this.hash) : String(this.hash)
     return `The ${this.what} of block ${block} is not accepted: it takes ${this.expected}.`
   }
 }
@@ -769,36 +806,58 @@ export class BlockCorrupted extends Schema.TaggedError<BlockCorrupted>(id("Block
 }
 
 /**
- * There is no slot for a block, and none to be made: what is not pinned or in flight has a higher priority. Nothing was written.
+ * There is no slot for a block, and none to be made. Nothing was written. The counts are slots: of all `capacity`, those that are leased or
+ * being read (`pinned`), being written (`writing`), that hold blocks of a higher priority (`higher`), and that are not used any more
+ * (`retired`) after a transfer failed, a block was corrupted, or their storage was taken out; `stats` has these by storage.
  *
  * @since 0.1.0
  * @category errors
  */
 export class StoreFull extends Schema.TaggedError<StoreFull>(id("StoreFull"))(
   "StoreFull",
-  { hash: Schema.BigInt, capacity: Schema.Number, pinned: Schema.Number, priority: Schema.Number }
+  {
+    hash: Schema.BigInt,
+    priority: Schema.Number,
+    capacity: Schema.Number,
+    pinned: Schema.Number,
+    writing: Schema.Number,
+    higher: Schema.Number,
+    retired: Schema.Number
+  }
 ) {
   override get message(): string {
+    const { capacity, hash, higher, pinned, priority, retired, writing } = this
+    const causes = [
+      [pinned, "are leased or being read", "end leases"],
+      [writing, "are being written", "offload again when the writes have ended"],
+      [higher, "hold blocks of a higher priority", "remove blocks, or offload with a higher priority"],
+      [retired, "are retired after failures", "replace the disk that stats and the log name"]
+    ] as const
+    const found = causes.filter(([slots]) => slots > 0)
+    const counts = found.map(([slots, what]) => `${slots} ${what}`).join(", ")
+    const help = found.map(([, , remedy]) => remedy).join("; ")
     return `No room for block ${
-      formatHash(this.hash)
-    } of priority ${this.priority}: of ${this.capacity} blocks ${this.pinned} are pinned, and the rest is in flight or has a higher priority. End leases, or use a larger storage.`
+      formatHash(hash)
+    } of priority ${priority}: of ${capacity} slots ${counts}. To make room: ${help}; or use a larger storage.`
   }
 }
 
 /**
- * Every storage of the store was taken out because it failed. Lookups find nothing; a cache can go on without.
+ * Every storage of the store was taken out because it failed. Lookups find nothing; a cache can go on without. `reasons`: why each of
+ * `paths` was taken out.
  *
  * @since 0.1.0
  * @category errors
  */
 export class NoStorageLeft extends Schema.TaggedError<NoStorageLeft>(id("NoStorageLeft"))(
   "NoStorageLeft",
-  { paths: Schema.Array(Schema.String) }
+  { paths: Schema.Array(Schema.String), reasons: Schema.Array(Schema.String) }
 ) {
   override get message(): string {
-    return `Every storage of the block store has failed (${
-      this.paths.join(", ")
-    }). Look at the kernel's log, and make a new store on a disk that works.`
+    const storages = this.paths.map((path, number) => `${path}: ${this.reasons[number] ?? "it failed"}`)
+    return `Every storage of the block store was taken out (${
+      storages.join(" | ")
+    }) Go on without the disk, look at the kernel's log, and make a new store on a disk that works.`
   }
 }
 
@@ -1094,7 +1153,7 @@ export type OperationError = StorageClosed | StorageDegraded | BufferBusy | IoFa
  * @since 0.1.0
  * @category errors
  */
-export type TransferError = OperationError | OutOfBounds | Misaligned
+export type TransferError = OperationError | OutOfBounds | Misaligned | InvalidOption
 
 /**
  * What a transfer of any range fails with.
@@ -1102,7 +1161,14 @@ export type TransferError = OperationError | OutOfBounds | Misaligned
  * @since 0.1.0
  * @category errors
  */
-export type BytesError = StorageClosed | StorageDegraded | OutOfBounds | BufferUnavailable | IoFailed | IoStalled
+export type BytesError =
+  | StorageClosed
+  | StorageDegraded
+  | OutOfBounds
+  | BufferUnavailable
+  | IoFailed
+  | IoStalled
+  | InvalidOption
 
 /**
  * What a storage, or device memory, is not registered with cuFile for.

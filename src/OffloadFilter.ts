@@ -11,6 +11,7 @@ import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import * as Random from "effect/Random"
 import { InvalidOption } from "./DiskStorageError.js"
+import { invalid, objectRefused, shown, unless } from "./internal/arguments.js"
 import * as frequencies from "./internal/frequency.js"
 
 /**
@@ -91,6 +92,7 @@ export interface FrequencyOptions {
  */
 export const frequency = (options: FrequencyOptions = {}): Effect.Effect<OffloadFilter, InvalidOption> =>
   Effect.gen(function*() {
+    yield* unless(objectRefused("options", options))
     const { decayInterval = "10 minutes", maxEntries = 1_000_000, minFrequency = 2 } = options
     yield* whole("minFrequency", minFrequency, frequencies.maxCount)
     yield* whole("maxEntries", maxEntries, frequencies.mostEntries)
@@ -99,7 +101,7 @@ export const frequency = (options: FrequencyOptions = {}): Effect.Effect<Offload
     if (!(intervalNanos > 0)) {
       return yield* new InvalidOption({
         option: "decayInterval",
-        value: String(decayInterval),
+        value: shown(decayInterval),
         expected: "a duration above 0"
       })
     }
@@ -147,4 +149,4 @@ export const layerFrequency = (options: FrequencyOptions = {}): Layer.Layer<neve
 const whole = (option: string, value: number, most: number): Effect.Effect<void, InvalidOption> =>
   Number.isSafeInteger(value) && value >= 1 && value <= most
     ? Effect.void
-    : new InvalidOption({ option, value: String(value), expected: `a whole number from 1 to ${most}` })
+    : invalid(option, value, `a whole number from 1 to ${most}`)

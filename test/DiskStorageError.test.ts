@@ -1,6 +1,8 @@
 import { assert, describe, it } from "@effect/vitest"
 import * as Schema from "effect/Schema"
+import { getSystemErrorMap } from "node:util"
 import * as Errors from "../src/DiskStorageError.js"
+import { errnoCode } from "../src/internal/kernel.js"
 import { errnos, errnosBySyscall, SyscallError } from "../src/Syscalls.js"
 
 const path = "/tmp/dynamo-kvbm-disk-cache-eds-abcdef"
@@ -18,7 +20,11 @@ const samples = [
     "darwin"
   ],
   [Errors.BufferUnavailable, new Errors.BufferUnavailable({ byteLength: 77, reason: "no" }), "77"],
-  [Errors.InvalidOption, new Errors.InvalidOption({ option: "size", value: "-1", expected: "more" }), "size is -1"],
+  [
+    Errors.InvalidOption,
+    new Errors.InvalidOption({ option: "size", value: "-1", expected: "more" }),
+    "The value of size is -1; it takes more."
+  ],
   [Errors.DirectoryUnusable, new Errors.DirectoryUnusable({ directory: "/nowhere", cause }), "/nowhere"],
   [
     Errors.DirectoryUnsafe,
@@ -111,10 +117,14 @@ const samples = [
   ],
   [
     Errors.StoreFull,
-    new Errors.StoreFull({ hash: 1n, capacity: 8, pinned: 3, priority: 2 }),
-    "of 8 blocks 3 are pinned"
+    new Errors.StoreFull({ hash: 1n, priority: 2, capacity: 8, pinned: 3, writing: 0, higher: 1, retired: 4 }),
+    "of 8 slots 3 are leased or being read, 1 hold blocks of a higher priority, 4 are retired after failures. To make room: end leases;"
   ],
-  [Errors.NoStorageLeft, new Errors.NoStorageLeft({ paths: ["/tmp/a", "/tmp/b"] }), "/tmp/a, /tmp/b"],
+  [
+    Errors.NoStorageLeft,
+    new Errors.NoStorageLeft({ paths: ["/tmp/a", "/tmp/b"], reasons: ["it is closed", "8 reads failed"] }),
+    "/tmp/a: it is closed | /tmp/b: 8 reads failed"
+  ],
   [Errors.StoreClosed, new Errors.StoreClosed({}), "is released"],
   [
     Errors.NixlUnavailable,
@@ -175,6 +185,51 @@ describe("errors", () => {
     for (const reason of Errors.KeepFailed.fields.reason.literals) {
       assert.include(new Errors.KeepFailed({ path, keepAt: "/kept", reason, cause }).message, words[reason])
     }
+  })
+
+  it("of what was not kept offer a second attempt only where it can help", () => {
+    const messageOf = (reason: Errors.KeepFailed["reason"], code: keyof typeof errnos) =>
+      new Errors.KeepFailed({
+        path,
+        keepAt: "/kept",
+        reason,
+        cause: new SyscallError({ syscall: "rename", errno: errnos[code], code, path })
+      }).message
+    for (const reason of ["look", "label", "rename"] as const) {
+      for (const code of ["ENOENT", "ENOTDIR", "ESTALE", "ENAMETOOLONG", "ELOOP"] as const) {
+        assert.notInclude(messageOf(reason, code), "keep again")
+      }
+      assert.include(messageOf(reason, "EROFS"), "writable again; the kernel's log has the reason, and keep again")
+      assert.include(messageOf(reason, "EXDEV"), "Unmount")
+      assert.include(messageOf(reason, "EACCES"), "rights")
+      assert.include(messageOf(reason, "EIO"), "keep again when the disk works")
+    }
+    for (const code of ["EIO", "ENOSPC"] as const) assert.notInclude(messageOf("sync", code), "again")
+  })
+
+  it("of a name that stays name the obstacle before the second attempt", () => {
+    const messageOf = (code: keyof typeof errnos) =>
+      new Errors.UnlinkFailed({ path, cause: new SyscallError({ syscall: "unlink", errno: errnos[code], code, path }) })
+        .message
+    assert.include(messageOf("EROFS"), "writable again")
+    assert.include(messageOf("EPERM"), "chattr -i")
+    assert.include(messageOf("EIO"), "kernel's log")
+  })
+
+  it("of the kernel have a name for every errno of Linux, as the headers and Node have them", () => {
+    assert.strictEqual(errnoCode(107), "ENOTCONN")
+    assert.strictEqual(errnoCode(117), "EUCLEAN")
+    for (const [errno, [name]] of getSystemErrorMap()) {
+      // Numbers of libuv alone are beyond those of the kernel; ENOTSUP is another name of EOPNOTSUPP.
+      if (errno < -133 || name === "ENOTSUP") continue
+      assert.strictEqual(errnoCode(-errno), name)
+    }
+    for (const [name, errno] of Object.entries(errnos)) assert.strictEqual(errnoCode(errno), name)
+    const codes = Array.from({ length: 133 }, (_, index) => errnoCode(index + 1))
+    // 41 and 58 have no name.
+    assert.deepStrictEqual(codes.filter((code) => /\d+$/.test(code) && !code.startsWith("EL")), ["E41", "E58"])
+    assert.strictEqual(new Set(codes).size, 133)
+    assert.strictEqual(errnoCode(134), "E134")
   })
 
   it("of a release that the disk did not answer name the descriptor, and what becomes of it", () => {

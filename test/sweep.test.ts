@@ -153,7 +153,7 @@ describe("a sweep", () => {
     Effect.gen(function*() {
       const failure = yield* Effect.flip(DiskStorage.sweep("/tmp/none"))
       assert.deepInclude(failure, { _tag: "SweepFailed", directory: "/tmp/none" })
-      assert.strictEqual(failure.cause.code, "ENOENT")
+      assert.strictEqual(failure._tag === "SweepFailed" && failure.cause.code, "ENOENT")
     }).pipe(on()))
 
   /** An owner who is alive and a file without one, then a sweep; what it found, and the calls that it made. */

@@ -41,6 +41,7 @@ const onboardFailure = (error: DiskStorageError.OnboardError) => {
   }
 }
 
+/** The schemas of the API have checked the arguments: that the store refuses one is a defect. */
 export const blocks = HttpApiBuilder.group(Api, "blocks", (handlers) =>
   Effect.gen(function*() {
     const store = yield* BlockStore.BlockStore
@@ -51,25 +52,26 @@ export const blocks = HttpApiBuilder.group(Api, "blocks", (handlers) =>
           yield* transfers.checkLength
           const data = yield* transfers.buffer
           yield* transfers.receive(data)
-          const results = yield* store.offload([{ hash, data }])
+          const results = yield* Effect.orDie(store.offload([{ hash, data }]))
           return { outcome: yield* Either.mapLeft(results.get(0), offloadFailure) }
         }).pipe(Effect.scoped))
       .handle("get", ({ path: { hash } }) =>
         Effect.gen(function*() {
           // Many ask in vain: that takes no buffer.
-          if (!(yield* store.has(hash))) return yield* new BlockMissing({ hash: digits(hash) })
+          if (!(yield* Effect.orDie(store.has(hash)))) return yield* new BlockMissing({ hash: digits(hash) })
           const into = yield* transfers.buffer
-          const results = yield* store.onboard([{ hash, into }])
+          const results = yield* Effect.orDie(store.onboard([{ hash, into }]))
           const bytes = yield* Either.mapLeft(results.get(0), onboardFailure)
           if (bytes !== into.byteLength) return yield* new TransferFailed({ reason: "not all of it was read" })
           return yield* transfers.send(into)
         }).pipe(Effect.scoped))
       .handle("remove", ({ path: { hash } }) =>
         Effect.flatMap(
-          store.remove([hash]),
+          Effect.orDie(store.remove([hash])),
           (removed) => removed === 1 ? Effect.void : Effect.fail(new BlockMissing({ hash: digits(hash) }))
         ))
-      .handle("match", ({ payload: { hashes } }) => Effect.map(store.match(hashes), (count) => ({ blocks: count })))
+      .handle("match", ({ payload: { hashes } }) =>
+        Effect.map(Effect.orDie(store.match(hashes)), (count) => ({ blocks: count })))
   }))
 
 export const operations = HttpApiBuilder.group(Api, "operations", (handlers) =>

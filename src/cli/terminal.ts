@@ -15,9 +15,18 @@ const noColour = Config.option(Config.nonEmptyString("NO_COLOR")).pipe(
   Effect.match({ onFailure: () => false, onSuccess: Option.isSome })
 )
 
-/** Whether what is written to `stream` may have colours. */
+/** A terminal that only prints characters (terminfo's `dumb`): no colours, and no line that is drawn again. */
+const isDumb = Config.option(Config.nonEmptyString("TERM")).pipe(
+  Effect.match({ onFailure: () => false, onSuccess: Option.contains("dumb") })
+)
+
+/** Whether a line on `stream` may be erased and drawn again. */
+export const redraws = (stream: Stream): Effect.Effect<boolean> =>
+  Effect.map(isDumb, (dumb) => !dumb && stream.isTTY === true)
+
+/** Whether text on `stream` may have colours. */
 export const hasColour = (stream: Stream): Effect.Effect<boolean> =>
-  Effect.map(noColour, (refused) => !refused && stream.isTTY === true)
+  Effect.zipWith(noColour, redraws(stream), (refused, capable) => !refused && capable)
 
 /** Of lines on standard output; narrower than 40 nothing can be read. */
 export const width: Effect.Effect<number> = Effect.sync(() => Math.max(40, process.stdout.columns || 100))

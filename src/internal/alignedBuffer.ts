@@ -2,7 +2,9 @@
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
 import type { AlignedBuffer, Pool, PoolOptions } from "../AlignedBuffer.js"
-import { BufferUnavailable, ForeignMemory, InvalidOption, Misaligned, OutOfBounds } from "../DiskStorageError.js"
+import type { InvalidOption } from "../DiskStorageError.js"
+import { BufferUnavailable, ForeignMemory, Misaligned, OutOfBounds } from "../DiskStorageError.js"
+import { invalid, objectRefused, shown, unless } from "./arguments.js"
 import type { Part, Slab } from "./slab.js"
 import * as slabs from "./slab.js"
 
@@ -32,12 +34,25 @@ export const region = (buffer: AlignedBuffer): Region => {
   )
 }
 
+export const isRegion = (buffer: unknown): buffer is Region => buffer instanceof Region
+
+/** For memory that no engine takes. */
+export const notAligned = (option: string, value: unknown): InvalidOption =>
+  invalid(option, value, "an AlignedBuffer, made by AlignedBuffer.make, slice, fromUint8Array or a pool")
+
 const reasonOf = (error: unknown) => error instanceof Error ? error.message : String(error)
+
+/** What is no number has no length. */
+const unavailable = (byteLength: number, error: unknown): BufferUnavailable => {
+  const isNumber = typeof byteLength === "number"
+  const reason = isNumber ? reasonOf(error) : `${reasonOf(error)}, and not ${shown(byteLength)}`
+  return new BufferUnavailable({ byteLength: isNumber ? byteLength : NaN, reason })
+}
 
 export const make = (byteLength: number): Effect.Effect<AlignedBuffer, BufferUnavailable> =>
   Effect.try({
     try: () => new Region(slabs.take(byteLength)),
-    catch: (error) => new BufferUnavailable({ byteLength, reason: reasonOf(error) })
+    catch: (error) => unavailable(byteLength, error)
   })
 
 const onAPage = (start: number): Effect.Effect<void, Misaligned> =>
@@ -45,8 +60,11 @@ const onAPage = (start: number): Effect.Effect<void, Misaligned> =>
     ? Effect.void
     : Effect.fail(new Misaligned({ what: "memory", value: start, alignment: slabs.pageSize }))
 
-export const fromUint8Array = (bytes: Uint8Array): Effect.Effect<AlignedBuffer, ForeignMemory | Misaligned> =>
-  Effect.suspend((): Effect.Effect<AlignedBuffer, ForeignMemory | Misaligned> => {
+export const fromUint8Array = (
+  bytes: Uint8Array
+): Effect.Effect<AlignedBuffer, ForeignMemory | Misaligned | InvalidOption> =>
+  Effect.suspend((): Effect.Effect<AlignedBuffer, ForeignMemory | Misaligned | InvalidOption> => {
+    if (!(bytes instanceof Uint8Array)) return Effect.fail(invalid("bytes", bytes, "a Uint8Array"))
     const slab = slabs.slabOf(bytes)
     if (slab === undefined) return Effect.fail(new ForeignMemory({ byteLength: bytes.byteLength }))
     return Effect.as(onAPage(bytes.byteOffset), new Region({ slab, bytes }))
@@ -56,9 +74,12 @@ export const slice = (
   buffer: AlignedBuffer,
   start: number,
   end: number
-): Effect.Effect<AlignedBuffer, OutOfBounds | Misaligned> =>
-  Effect.suspend((): Effect.Effect<AlignedBuffer, OutOfBounds | Misaligned> => {
-    const { byteLength, bytes, slab } = region(buffer)
+): Effect.Effect<AlignedBuffer, OutOfBounds | Misaligned | InvalidOption> =>
+  Effect.suspend((): Effect.Effect<AlignedBuffer, OutOfBounds | Misaligned | InvalidOption> => {
+    if (!isRegion(buffer)) return Effect.fail(notAligned("buffer", buffer))
+    if (typeof start !== "number") return Effect.fail(invalid("start", start, "a number of bytes"))
+    if (typeof end !== "number") return Effect.fail(invalid("end", end, "a number of bytes"))
+    const { byteLength, bytes, slab } = buffer
     const length = end - start
     if (!Number.isSafeInteger(start) || !Number.isSafeInteger(end) || start < 0 || length < 0 || end > byteLength) {
       return Effect.fail(new OutOfBounds({ offset: start, length, size: byteLength }))
@@ -86,14 +107,15 @@ interface Waiter {
 
 export const pool = (options: PoolOptions): Effect.Effect<Pool, BufferUnavailable | InvalidOption, Scope.Scope> =>
   Effect.gen(function*() {
+    yield* unless(objectRefused("options", options))
     const { buffers, byteLength } = options
     if (!Number.isSafeInteger(buffers) || buffers <= 0) {
-      return yield* new InvalidOption({ option: "buffers", value: String(buffers), expected: "a whole number above 0" })
+      return yield* invalid("buffers", buffers, "a whole number above 0")
     }
     const free = yield* Effect.acquireRelease(
       Effect.try({
         try: () => slabs.takePooled(buffers, byteLength).map((part) => new Region(part)),
-        catch: (error) => new BufferUnavailable({ byteLength, reason: reasonOf(error) })
+        catch: (error) => unavailable(byteLength, error)
       }).pipe(Effect.map((regions) => ({ regions: [...regions], slab: regions[0]?.slab }))),
       // What is on its way may be registered memory that the kernel has not looked up yet.
       ({ slab }) => Effect.sync(() => slab?.whenIdle(0, slab.buffer.byteLength, () => slab.retire()))

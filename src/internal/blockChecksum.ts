@@ -4,7 +4,8 @@ import * as MutableList from "effect/MutableList"
 import { setImmediate } from "node:timers"
 import * as zlib from "node:zlib"
 import type { Checksum } from "../BlockStore.js"
-import { InvalidOption } from "../DiskStorageError.js"
+import { BufferUnavailable, InvalidOption } from "../DiskStorageError.js"
+import { shown } from "./arguments.js"
 import { checksumWords } from "./blockIndex.js"
 
 /**
@@ -49,11 +50,31 @@ const afterSubmission = (): Checker["soon"] => {
   }
 }
 
+/** Memory of one hasher of hash-wasm, in WebAssembly pages. */
+const hasherBytes = 4 * 65_536
+
+/** V8 has no other word for it: a module that compiles, and whose memory cannot be reserved. */
+const isOutOfMemory = (error: unknown): boolean => error instanceof RangeError || /out of memory/i.test(String(error))
+
+/** Why there is no hasher: memory, or the library. */
+export const notLoaded = (error: unknown, checksum: Checksum): InvalidOption | BufferUnavailable =>
+  isOutOfMemory(error)
+    ? new BufferUnavailable({
+      byteLength: hasherBytes,
+      reason: String(error),
+      purpose: "the hasher of xxh128 checksums"
+    })
+    : new InvalidOption({
+      option: "checksum",
+      value: checksum,
+      expected: `xxh128 where hash-wasm can be loaded, and it cannot: ${String(error)}`
+    })
+
 /** Undefined: nothing is computed. */
-export const make = (checksum: Checksum): Effect.Effect<Checker | undefined, InvalidOption> =>
+export const make = (checksum: Checksum): Effect.Effect<Checker | undefined, InvalidOption | BufferUnavailable> =>
   Effect.gen(function*() {
     const words = new Int32Array(checksumWords)
-    const refused = (expected: string) => new InvalidOption({ option: "checksum", value: String(checksum), expected })
+    const refused = (expected: string) => new InvalidOption({ option: "checksum", value: shown(checksum), expected })
     switch (checksum) {
       case "off":
         return undefined
@@ -72,7 +93,7 @@ export const make = (checksum: Checksum): Effect.Effect<Checker | undefined, Inv
         const hasher = yield* Effect.tryPromise({
           // Loaded by who asks for it.
           try: async () => (await import("hash-wasm")).createXXHash128(),
-          catch: (error) => refused(`xxh128 where hash-wasm can be loaded, and it cannot: ${String(error)}`)
+          catch: (error) => notLoaded(error, checksum)
         })
         const bytesOfWords = new Uint8Array(words.buffer)
         return {

@@ -53,6 +53,9 @@ export interface StorageSlots {
   free: number
   freed: number
   blocks: number
+  /** Read or leased, whatever has become of their hash. */
+  pinned: number
+  writing: number
   retired: number
   /** Set by `fail`. */
   failed: boolean
@@ -93,20 +96,27 @@ export class BlockIndex {
   private readonly hash64 = new BigUint64Array(1)
   private readonly hash32 = new Uint32Array(this.hash64.buffer)
   private readonly onRemoved: (hash: bigint, storage: boolean) => void
+  private readonly onRetired: (storage: number) => void
 
-  /** `onRemoved` is told of each block that goes to make room, or that was met while its storage had failed (`storage`). */
+  /**
+   * `onRemoved` is told of each block that goes to make room, or that was met while its storage had failed (`storage`). `onRetired` is
+   * called after a slot of a storage that works has retired.
+   */
   constructor(
     capacities: ReadonlyArray<number>,
-    onRemoved: (hash: bigint, storage: boolean) => void
+    onRemoved: (hash: bigint, storage: boolean) => void,
+    onRetired: (storage: number) => void = () => {}
   ) {
     let base = 0
     this.storages = capacities.map((capacity): StorageSlots => {
-      const slots = { base, capacity, fresh: base, free: 0, freed: 0, blocks: 0, retired: 0, failed: false }
+      const none = { free: 0, freed: 0, blocks: 0, pinned: 0, writing: 0, retired: 0, failed: false }
+      const slots = { base, capacity, fresh: base, ...none }
       base += capacity
       return slots
     })
     this.capacity = base
     this.onRemoved = onRemoved
+    this.onRetired = onRetired
     this.lines = new Int32Array(base * words)
     this.list = new Int32Array(base * links)
     this.checksums = new Int32Array(base * checksumWords)
@@ -177,6 +187,22 @@ export class BlockIndex {
     return -1
   }
 
+  /** Of all slots, how many are used and how: once none is free and none can be evicted, the others hold blocks of a higher priority. */
+  get occupied(): { readonly pinned: number; readonly writing: number; readonly retired: number } {
+    let pinned = 0
+    let writing = 0
+    let retired = 0
+    for (const storage of this.storages) {
+      if (storage.failed) retired += storage.capacity
+      else {
+        pinned += storage.pinned
+        writing += storage.writing
+        retired += storage.retired
+      }
+    }
+    return { pinned, writing, retired }
+  }
+
   /** Slots that can still be used. */
   get usable(): number {
     return this.storages.reduce((sum, { capacity, failed, retired }) => failed ? sum : sum + capacity - retired, 0)
@@ -212,6 +238,7 @@ export class BlockIndex {
         storage.freed -= 1
       } else if (storage.fresh < storage.base + storage.capacity) slot = storage.fresh++
       else continue
+      storage.writing += 1
       this.put(slot, STATE, WRITING)
       this.put(slot, STORAGE, number)
       return slot
@@ -239,6 +266,11 @@ export class BlockIndex {
 
   /** The block of `slot` can be read from now on. No other block of that hash can be. */
   commit(slot: number, hash: bigint, priority: number): void {
+    this.storage(slot).writing -= 1
+    this.enter(slot, hash, priority)
+  }
+
+  private enter(slot: number, hash: bigint, priority: number): void {
     // Whoever hears of it hears of the one that is lost before.
     const lost = this.find(hash, true)
     if (lost >= 0) {
@@ -263,6 +295,7 @@ export class BlockIndex {
 
   /** Gives a slot back that was taken and not committed. */
   giveBack(slot: number, retire: boolean): void {
+    this.storage(slot).writing -= 1
     this.put(slot, RETIRE, retire ? 1 : 0)
     this.free(slot)
   }
@@ -285,6 +318,7 @@ export class BlockIndex {
     if (pins === 0) {
       this.unlink(slot)
       this.pinned += 1
+      this.storage(slot).pinned += 1
     }
     this.put(slot, PINS, pins + 1)
   }
@@ -295,6 +329,7 @@ export class BlockIndex {
     this.put(slot, PINS, pins)
     if (pins > 0) return
     this.pinned -= 1
+    this.storage(slot).pinned -= 1
     if (this.isReady(slot)) this.append(slot)
     else this.free(slot)
   }
@@ -334,6 +369,7 @@ export class BlockIndex {
     if (storage.failed || this.at(slot, RETIRE) !== 0) {
       this.put(slot, STATE, RETIRED)
       storage.retired += 1
+      if (!storage.failed) this.onRetired(this.at(slot, STORAGE))
       return
     }
     this.put(slot, STATE, FREE)
@@ -398,7 +434,7 @@ export class BlockIndex {
     this.put(slot, STORAGE, number)
     storage.fresh = Math.max(storage.fresh, slot + 1)
     this.seal(slot, checksum)
-    this.commit(slot, hash, priority)
+    this.enter(slot, hash, priority)
     return true
   }
 

@@ -28,6 +28,7 @@ import type { AcquireError, OffloadError, OnboardError, TransferError } from "..
 import {
   BlockCorrupted,
   BlockNotFound,
+  BufferUnavailable,
   InvalidBlock,
   InvalidOption,
   IoFailed,
@@ -38,7 +39,8 @@ import {
 import type { IoEngine, Results } from "../IoEngine.js"
 import * as OffloadFilter from "../OffloadFilter.js"
 import type { Syscalls } from "../Syscalls.js"
-import { region } from "./alignedBuffer.js"
+import { Region } from "./alignedBuffer.js"
+import * as argument from "./arguments.js"
 import type { Batch } from "./blockBatch.js"
 import { Gate } from "./blockBatch.js"
 import * as checksums from "./blockChecksum.js"
@@ -55,6 +57,9 @@ export const TypeId: unique symbol = Symbol.for("effect-disk-storage/BlockStore"
 
 const maxHash = 2n ** 64n - 1n
 
+/** Lines, links, checksum and two buckets of the index, as it is made. */
+const indexBytesPerSlot = 32 + 8 + 16 + 8
+
 /** Links between slots are 32-bit; more slots than this would also take more memory than one array can have. */
 const maxSlots = 2 ** 27
 
@@ -66,12 +71,15 @@ const slotsPerTurn = 8192
 
 const isHash = (hash: bigint): boolean => typeof hash === "bigint" && hash >= 0n && hash <= maxHash
 
-const invalidHash = (hash: bigint) =>
+const invalidHash = (hash: unknown) =>
   new InvalidBlock({
-    hash: typeof hash === "bigint" ? hash : String(hash),
+    hash: typeof hash === "bigint" ? hash : argument.shown(hash),
     what: "hash",
-    expected: "an unsigned integer of 64 bits"
+    expected: "an unsigned integer of 64 bits, as a bigint"
   })
+
+const noBlock = (value: unknown, expected: string) =>
+  new InvalidBlock({ hash: argument.shown(value), what: "block", expected })
 
 const stored = Either.right("stored" as const)
 const duplicate = Either.right("duplicate" as const)
@@ -83,6 +91,7 @@ const metricEvents = ["hits", "misses", "stored", "evicted", "corrupted", "faile
 /** What a transfer of a block fails with. */
 interface Failure {
   readonly _tag: string
+  readonly message: string
   readonly code?: number | string | undefined
   readonly errno?: number | undefined
 }
@@ -117,10 +126,10 @@ export interface WithForeign {
   readonly storages: ReadonlyArray<DiskStorage>
   readonly offload: <E extends Failure>(
     blocks: ReadonlyArray<BlockOf<E>>
-  ) => Effect.Effect<Results<OffloadError | E, Offloaded>>
+  ) => Effect.Effect<Results<OffloadError | E, Offloaded>, InvalidOption>
   readonly onboard: <E extends Failure>(
     destinations: ReadonlyArray<DestinationOf<E>>
-  ) => Effect.Effect<Results<OnboardError | E>>
+  ) => Effect.Effect<Results<OnboardError | E>, InvalidOption>
 }
 
 const unchecked = new WeakMap<BlockStore, WithForeign>()
@@ -143,6 +152,21 @@ interface Writing {
 export const wholePages = (blockBytes: number): number =>
   Math.ceil(blockBytes / AlignedBuffer.pageSize) * AlignedBuffer.pageSize
 
+/** More storages than any machine has disks. */
+const maxStorages = 4096
+
+const directoriesRefused = (directories: unknown): InvalidOption | undefined => {
+  const refused = argument.arrayRefused("directories", directories, maxStorages)
+  if (refused !== undefined || !Array.isArray(directories)) return refused
+  if (directories.length === 0) return argument.invalid("directories", directories, "one directory at least")
+  // Not of `every`, which passes over holes.
+  for (let number = 0; number < directories.length; number++) {
+    const wrong = argument.stringRefused(`directories[${number}]`, directories[number], "a path")
+    if (wrong !== undefined) return wrong
+  }
+  return undefined
+}
+
 /** A storage in each directory, which together have the size that is asked for; or one that is kept, with room for its index. */
 export const storages = (
   options: DiskStorageOptions,
@@ -151,8 +175,11 @@ export const storages = (
     readonly keepAt?: string | undefined
   }
 ): Effect.Effect<readonly [DiskStorage, ...Array<DiskStorage>], AcquireError, Syscalls | IoEngine | Scope.Scope> => {
+  const refused = directories === undefined ? undefined : directoriesRefused(directories)
+  if (refused !== undefined) return Effect.fail(refused)
   const block = wholePages(blockBytes)
-  const blocks = Math.floor(options.size / block)
+  // What is no number is refused by `DiskStorage.make`.
+  const blocks = typeof options.size === "number" ? Math.floor(options.size / block) : NaN
   if (blocks < 1) {
     return Effect.fail(
       new InvalidOption({
@@ -189,17 +216,33 @@ export const storages = (
 /** The options, checked; and the checksum, loaded. */
 export const resolve = (options: BlockStoreOptions) =>
   Effect.gen(function*() {
+    yield* argument.unless(argument.objectRefused("options", options))
+    const { content = "" } = options
+    yield* argument.unless(argument.stringRefused("content", content))
     const checksum = options.checksum ?? "xxh128"
     return {
       asked: yield* wholeNumber("blockBytes", options.blockBytes, 0, 1, 2 ** 32),
       maxBlocksInFlight: yield* wholeNumber("maxBlocksInFlight", options.maxBlocksInFlight, 32, 1, 65_536),
       eventCapacity: yield* wholeNumber("eventCapacity", options.eventCapacity, 4096, 1, 2 ** 24),
       failureLimit: yield* wholeNumber("failureLimit", options.failureLimit, 8, 1, 2 ** 31),
-      content: options.content ?? "",
+      content,
       checksum,
       checker: yield* checksums.make(checksum)
     }
   })
+
+/** Something with the properties of a storage that a store uses at once; the rest is up to who made it. */
+const storageRefused = (storages: unknown): InvalidOption | undefined => {
+  const refused = argument.arrayRefused("storages", storages, maxStorages)
+  if (refused !== undefined || !Array.isArray(storages)) return refused
+  if (storages.length === 0) return argument.invalid("storages", storages, "one storage at least")
+  for (let number = 0; number < storages.length; number++) {
+    const storage: unknown = storages[number]
+    if (argument.isObject(storage) && diskStorage.TypeId in storage) continue
+    return argument.invalid(`storages[${number}]`, storage, "a DiskStorage")
+  }
+  return undefined
+}
 
 /** Two stores on one storage would read each other's blocks. */
 const inUse = new WeakSet<DiskStorage>()
@@ -224,8 +267,9 @@ const claim = (storages: ReadonlyArray<DiskStorage>): Effect.Effect<void, Invali
 export const make = (
   storages: readonly [DiskStorage, ...ReadonlyArray<DiskStorage>],
   options: BlockStoreOptions
-): Effect.Effect<BlockStore, InvalidOption, Scope.Scope> =>
+): Effect.Effect<BlockStore, InvalidOption | BufferUnavailable, Scope.Scope> =>
   Effect.gen(function*() {
+    yield* argument.unless(storageRefused(storages))
     const { asked, checker, checksum, content, eventCapacity, failureLimit, maxBlocksInFlight } = yield* resolve(
       options
     )
@@ -271,15 +315,19 @@ export const make = (
     }
     const index = yield* Effect.try({
       try: () =>
-        new BlockIndex(capacities, (hash, failed) => {
-          if (!failed) counts.evicted += 1
-          removed(hash, failed ? "storage" : "evicted")
-        }),
+        new BlockIndex(
+          capacities,
+          (hash, failed) => {
+            if (!failed) counts.evicted += 1
+            removed(hash, failed ? "storage" : "evicted")
+          },
+          (number) => retiredOf(number)
+        ),
       catch: (error) =>
-        new InvalidOption({
-          option: "blockBytes",
-          value: String(asked),
-          expected: `blocks so large that there is memory for an index of ${slots}: ${String(error)}`
+        new BufferUnavailable({
+          byteLength: slots * indexBytesPerSlot,
+          reason: `${String(error)}. Larger blocks (blockBytes) need a smaller one`,
+          purpose: `the index of ${slots} blocks`
         })
     })
     /** Blocks in flight hold their slots: never more than there are. */
@@ -316,20 +364,51 @@ export const make = (
 
     /** Failures in a row, by storage; reads that succeed say nothing of writes. */
     const failures = { read: storages.map(() => 0), write: storages.map(() => 0) }
-    /** Storages that were taken out. Their blocks are found no more from then on, and leave the index bit by bit. */
-    const takenOut = yield* Queue.unbounded<{ readonly number: number; readonly error: Failure }>()
-    const purge = ({ error, number }: { readonly number: number; readonly error: Failure }) =>
-      Effect.suspend(() =>
-        Effect.logError("a storage is taken out of the block store, with its blocks", error).pipe(
-          Effect.annotateLogs({ path: storages[number]?.path, blocks: index.storages[number]?.blocks }),
-          Effect.zipRight(walk([number], (slot) => {
-            const hash = index.hashOf(slot)
-            index.drop(slot)
-            removed(hash, "storage")
-          }))
+    /** Slots that retired on a storage that worked, by cause; and the failure that came last, which says why a storage was taken out. */
+    const faults = storages.map(() => ({ corrupted: 0, failed: 0, stalled: 0 }))
+    const lastFault: Array<Failure | undefined> = storages.map(() => undefined)
+    const reasons: Array<string | undefined> = storages.map(() => undefined)
+
+    /** For the log: storages that were taken out, and slots that retired. */
+    const reports = yield* Queue.unbounded<Effect.Effect<void>>()
+    const reported = Effect.flatMap(Queue.takeAll(reports), (rest) => Effect.all(rest, { discard: true }))
+    const annotated = (number: number, more: Record<string, unknown>) =>
+      Effect.annotateLogs({ path: storages[number]?.path, ...more })
+    /** The blocks of a storage that was taken out are found no more from then on, and leave the index bit by bit. */
+    const purge = (number: number) =>
+      walk([number], (slot) => {
+        const hash = index.hashOf(slot)
+        index.drop(slot)
+        removed(hash, "storage")
+      })
+    yield* Effect.forkScoped(Effect.interruptible(Effect.forever(Effect.flatMap(Queue.take(reports), (one) => one))))
+
+    const takeOut = (number: number, error: Failure, why: string): void => {
+      index.fail(number)
+      shrink()
+      reasons[number] = `${why}: ${error.message}`
+      const { blocks = 0, retired = 0 } = index.storages[number] ?? {}
+      reports.unsafeOffer(
+        Effect.logError(`a storage is taken out of the block store, with its blocks: ${why}`, error).pipe(
+          annotated(number, { blocks, retired, ...faults[number] })
         )
       )
-    yield* Effect.forkScoped(Effect.interruptible(Effect.forever(Effect.flatMap(Queue.take(takenOut), purge))))
+      reports.unsafeOffer(purge(number))
+    }
+
+    /** Said at 1, 2, 4, … slots of a storage: a disk that dies bit by bit must not fill the log. */
+    const retiredOf = (number: number): void => {
+      shrink()
+      const error = lastFault[number]
+      const { capacity = 0, retired = 0 } = index.storages[number] ?? {}
+      if (error === undefined) return
+      if (retired === capacity) return takeOut(number, error, "none of its slots can be used any more")
+      if ((retired & (retired - 1)) !== 0) return
+      reports.unsafeOffer(
+        Effect.logWarning("slots of a block store are not used any more: what was read or written there failed", error)
+          .pipe(annotated(number, { retired, capacity, ...faults[number] }))
+      )
+    }
 
     /** Whether the range that a transfer failed on is to be used no more. */
     const isFault = (error: Failure): boolean =>
@@ -337,16 +416,36 @@ export const make = (
       (error._tag === "CuFileFailed" && isDiskFault(error))
     /** Whether a transfer failed because of its storage, which is to be used no more after too many. */
     const isOfStorage = (error: Failure): boolean => isFault(error) || error._tag === "StorageDegraded"
+    /** A failure of the storage that a slot lies on; before the slot retires because of it. */
     const failedOn = (kind: "read" | "write", slot: number, error: Failure): void => {
-      counts.failed += 1
       const number = index.storageOf(slot)
       const storage = index.storages[number]
       const inARow = (failures[kind][number] ?? 0) + 1
       failures[kind][number] = inARow
+      lastFault[number] = error
       if (storage === undefined || storage.failed) return
-      if (error._tag !== "StorageClosed" && inARow < failureLimit) return
-      index.fail(number)
-      takenOut.unsafeOffer({ number, error })
+      if (error._tag === "StorageClosed") takeOut(number, error, "it is closed")
+      else if (inARow >= failureLimit) takeOut(number, error, `${inARow} ${kind}s in a row failed`)
+    }
+    /** A slot is about to retire. */
+    const faultOn = (slot: number, cause: "corrupted" | "failed" | "stalled"): void => {
+      const found = faults[index.storageOf(slot)]
+      if (found !== undefined && !index.isRetired(slot)) found[cause] += 1
+    }
+    const causeOf = (error: Failure) => error._tag === "IoStalled" ? "stalled" as const : "failed" as const
+
+    /** The disk gave other bytes than it was given. It counts as a read that failed. */
+    const corrupted = (slot: number, hash: bigint): BlockCorrupted => {
+      const storage = storageAt(slot)
+      const error = new BlockCorrupted({ hash, path: storage.path, offset: offsetOf(slot), checksum })
+      counts.corrupted += 1
+      diskStorage.countCorrupted(storage)
+      DiskMetrics.errors("read", "CORRUPTED").unsafeUpdate(1, [])
+      if (index.isReady(slot) && events.wanted) events.push({ _tag: "Corrupted", hash })
+      faultOn(slot, "corrupted")
+      failedOn("read", slot, error)
+      index.drop(slot, true)
+      return error
     }
 
     /** What throws is no engine of this package; nothing of it may be left behind. */
@@ -368,20 +467,28 @@ export const make = (
       }
     }
 
-    /** Memory that no engine would take is a defect. */
-    const lengthRefused = (hash: bigint, memory: Memory<Failure>) =>
-      ("move" in memory ? memory : region(memory)).byteLength === blockBytes
-        ? undefined
-        : new InvalidBlock({ hash, what: "length", expected: `a buffer of exactly ${blockBytes} bytes` })
+    const lengthOf = (memory: unknown): number | undefined => {
+      if (memory instanceof Region) return memory.byteLength
+      const isForeign = checker === undefined && argument.isObject(memory) && "move" in memory && "byteLength" in memory
+      return isForeign && typeof memory.byteLength === "number" ? memory.byteLength : undefined
+    }
 
-    const refused = ({ data, hash, priority = 0 }: BlockOf<Failure>): InvalidBlock | undefined => {
-      if (!isHash(hash)) {
-        return invalidHash(hash)
-      }
+    const memoryRefused = (hash: bigint, memory: unknown): InvalidBlock | undefined => {
+      const length = lengthOf(memory)
+      if (length === blockBytes) return undefined
+      return length === undefined
+        ? new InvalidBlock({ hash, what: "memory", expected: `an AlignedBuffer of ${blockBytes} bytes` })
+        : new InvalidBlock({ hash, what: "length", expected: `a buffer of exactly ${blockBytes} bytes` })
+    }
+
+    const refused = (block: BlockOf<Failure> | undefined): InvalidBlock | undefined => {
+      if (!argument.isObject(block)) return noBlock(block, "a hash and data")
+      const { data, hash, priority = 0 } = block
+      if (!isHash(hash)) return invalidHash(hash)
       if (!Number.isInteger(priority) || priority < 0 || priority >= priorities) {
         return new InvalidBlock({ hash, what: "priority", expected: `a whole number from 0 to ${priorities - 1}` })
       }
-      return lengthRefused(hash, data)
+      return memoryRefused(hash, data)
     }
 
     /** What the counts were when they were last told to the metrics. */
@@ -422,10 +529,18 @@ export const make = (
       })
 
     const noRoom = (hash: bigint, priority: number): () => OffloadError => {
-      const { capacity, pinned } = index
-      return index.storages.every(({ failed }) => failed)
-        ? () => new NoStorageLeft({ paths: storages.map(({ path }) => path) })
-        : () => new StoreFull({ hash, capacity, pinned, priority })
+      const { capacity, occupied } = index
+      if (index.storages.every(({ failed }) => failed)) {
+        return () =>
+          new NoStorageLeft({
+            paths: storages.map(({ path }) => path),
+            reasons: reasons.map((why) => why ?? "it failed")
+          })
+      }
+      const { pinned, retired, writing } = occupied
+      // Nothing is free, and what could be evicted was.
+      const higher = capacity - pinned - retired - writing
+      return () => new StoreFull({ hash, priority, capacity, pinned, writing, higher, retired })
     }
 
     /**
@@ -440,7 +555,6 @@ export const make = (
     ): typeof stored | typeof duplicate | undefined => {
       if (index.storages[index.storageOf(slot)]?.failed !== false) {
         index.giveBack(slot, true)
-        shrink()
         return undefined
       }
       failures.write[index.storageOf(slot)] = 0
@@ -477,10 +591,11 @@ export const make = (
         const begin = (number: number, batch: Batch): void => {
           const place = todo[number] ?? -1
           const block = blocks[place]
-          if (block === undefined) throw new RangeError(`there is no block ${place}`)
           const error = refused(block)
-          if (error === undefined) return put(number, place, block.hash, block.data, block.priority ?? 0, batch)
-          outcomes[place] = Either.left(() => error)
+          if (block !== undefined && error === undefined) {
+            return put(number, place, block.hash, block.data, block.priority ?? 0, batch)
+          }
+          outcomes[place] = Either.left(() => error ?? noBlock(block, "a hash and data"))
           batch.landed()
           batch.ended()
         }
@@ -525,10 +640,13 @@ export const make = (
             else {
               const failure = error
               const fault = isFault(failure)
-              if (isOfStorage(failure)) failedOn("write", slot, failure)
+              if (fault) faultOn(slot, causeOf(failure))
+              if (isOfStorage(failure)) {
+                counts.failed += 1
+                failedOn("write", slot, failure)
+              }
               // Nothing is known of a slot whose write failed; one that had no answer may even be written to later.
               index.giveBack(slot, fault)
-              if (fault) shrink()
               outcome = Either.left(() => failure)
             }
             if (!replace) writing.delete(hash)
@@ -568,7 +686,10 @@ export const make = (
     ): Effect.Effect<ReadonlyArray<number>> => {
       const places = Arr.makeBy(blocks.length, (place) => place)
       if (filter === OffloadFilter.none) return Effect.succeed(places)
-      const hashes = blocks.map((block) => refused(block) === undefined ? block.hash : undefined)
+      const hashes = places.map((place) => {
+        const block = blocks[place]
+        return refused(block) === undefined ? block?.hash : undefined
+      })
       const asked = [...new Set(hashes)]
         .filter((hash): hash is bigint => hash !== undefined && index.find(hash) < 0)
       return Effect.map(filter.admit(asked), (admitted) => {
@@ -585,33 +706,53 @@ export const make = (
 
     const offload = <E extends Failure = never>(
       blocks: ReadonlyArray<BlockOf<E>>,
-      { replace = false }: { readonly replace?: boolean | undefined } = {}
-    ) =>
-      inBatch("offload", blocks.length, (results: BlockResults<Offloaded, OffloadError | E>) =>
+      options: { readonly replace?: boolean | undefined } = {}
+    ) => {
+      const wrong = argument.arrayRefused("blocks", blocks, argument.maxBatch) ??
+        argument.objectRefused("options", options) ?? argument.booleanRefused("replace", options.replace)
+      if (wrong !== undefined) return Effect.fail(wrong)
+      const { replace = false } = options
+      return inBatch("offload", blocks.length, (results: BlockResults<Offloaded, OffloadError | E>) =>
         Effect.gen(function*() {
-          let todo = replace ? Arr.makeBy(blocks.length, (place) => place) : yield* worthIt(blocks, results)
+          let todo = replace
+            ? Arr.makeBy(blocks.length, (place) =>
+              place)
+            : yield* worthIt(blocks, results)
           while (todo.length > 0) {
             const left = yield* offloadOnce(blocks, todo, replace, results)
-            for (const { other } of left) yield* ended(other)
-            todo = left.map(({ place }) => place)
+            for (const { other } of left) {
+              yield* ended(other)
+            }
+            todo = left.map(({ place }) =>
+              place
+            )
           }
         }))
+    }
+
+    /** Pages that the reads of a batch have filled: to the end of the batch no other read fills them. */
+    type Filled = Array<Region>
+    const letGo = (filled: Filled) =>
+      Effect.sync(() => {
+        for (const { slab, start } of filled) {
+          slab.release(start, blockBytes)
+        }
+      })
 
     /** Reads the block of a slot, which is pinned meanwhile, and verifies it; what cannot be read is dropped. */
     const read = <E extends Failure>(
       batch: Batch,
+      filled: Filled,
       outcomes: BlockResults<number, OnboardError | E>["outcomes"],
       place: number,
       slot: number,
       { hash, into: memory }: DestinationOf<E>
     ): void => {
-      const offset = offsetOf(slot)
       counts.hits += 1
       index.pin(slot)
       const end = (outcome: typeof outcomes[number], landed: boolean) => {
         // Before the next block is begun, which may need the slot.
         index.unpin(slot)
-        if (index.isRetired(slot)) shrink()
         outcomes[place] = outcome
         if (landed) batch.landed()
         batch.ended()
@@ -620,58 +761,63 @@ export const make = (
         if (error !== undefined) {
           if (isFault(error)) {
             if (index.isReady(slot)) removed(hash, "failed")
+            faultOn(slot, causeOf(error))
             index.drop(slot, true)
           }
-          if (isOfStorage(error)) failedOn("read", slot, error)
+          if (isOfStorage(error)) {
+            counts.failed += 1
+            failedOn("read", slot, error)
+          }
           return end(Either.left(() => error), true)
         }
-        failures.read[index.storageOf(slot)] = 0
-        if (checker === undefined) return end(complete, true)
-        // The next block is on its way while this one is looked at, and must not be read to the same memory.
+        // Another read to the same memory would fill it with another block, before the caller has seen this one.
+        if (memory instanceof Region && memory.slab.claim(memory.start, blockBytes, false)) filled.push(memory)
+        if (checker === undefined) {
+          failures.read[index.storageOf(slot)] = 0
+          return end(complete, true)
+        }
+        // The next block is on its way while this one is looked at.
         const into = bufferOf(memory)
         const ahead = unverified < maxUnverified
-        const { slab, start } = region(into)
-        const claimed = slab.claim(start, blockBytes, false)
         unverified += 1
         if (ahead) batch.landed()
         checker.soon(blockBytes, () => {
           unverified -= 1
           const intact = index.verifies(slot, checker.compute(into.bytes))
-          if (claimed) slab.release(start, blockBytes)
-          if (intact) return end(complete, !ahead)
-          const { path } = storageAt(slot)
-          counts.corrupted += 1
-          if (index.isReady(slot) && events.wanted) events.push({ _tag: "Corrupted", hash })
-          index.drop(slot, true)
-          end(Either.left(() => new BlockCorrupted({ hash, path, offset, checksum })), !ahead)
+          if (intact) {
+            failures.read[index.storageOf(slot)] = 0
+            return end(complete, !ahead)
+          }
+          const error = corrupted(slot, hash)
+          end(Either.left(() => error), !ahead)
         })
       })
     }
 
-    const onboard = <E extends Failure = never>(destinations: ReadonlyArray<DestinationOf<E>>) =>
-      inBatch("onboard", destinations.length, ({ outcomes }: BlockResults<number, OnboardError | E>) =>
-        gate.run(destinations.length, (place, batch) => {
-          const destination = destinations[place]
-          if (destination === undefined) {
-            throw new RangeError(`there is no block ${place}`)
-          }
-          const { hash, into } = destination
+    const onboard = <E extends Failure = never>(destinations: ReadonlyArray<DestinationOf<E>>) => {
+      const wrong = argument.arrayRefused("destinations", destinations, argument.maxBatch)
+      if (wrong !== undefined) return Effect.fail(wrong)
+      const filled: Filled = []
+      return inBatch("onboard", destinations.length, ({ outcomes }: BlockResults<number, OnboardError | E>) => {
+        const each = (place: number, batch: Batch): void => {
           const end = (error: () => OnboardError) => {
             outcomes[place] = Either.left(error)
             batch.landed()
             batch.ended()
           }
-          const refused = isHash(hash) ? lengthRefused(hash, into) : invalidHash(hash)
-          if (refused !== undefined) {
-            return end(() =>
-              refused
-            )
-          }
+          const destination = destinations[place]
+          if (!argument.isObject(destination)) return end(() => noBlock(destination, "a hash and into"))
+          const { hash, into } = destination
+          const refused = isHash(hash) ? memoryRefused(hash, into) : invalidHash(hash)
+          if (refused !== undefined) return end(() => refused)
           const slot = index.find(hash)
-          if (slot >= 0) return read(batch, outcomes, place, slot, destination)
+          if (slot >= 0) return read(batch, filled, outcomes, place, slot, destination)
           counts.misses += 1
           end(() => new BlockNotFound({ hash }))
-        }))
+        }
+        return Effect.ensuring(gate.run(destinations.length, each), letGo(filled))
+      })
+    }
 
     /**
      * Moves as many as have come while earlier ones were moved, and no more at a time than may be in flight: nobody upstream is waited
@@ -700,20 +846,33 @@ export const make = (
           Stream.mapEffect((one) => one)
         )))
 
-    const offloadStream: BlockStore["offloadStream"] = (blocks) =>
-      inGroups(blocks, (group) =>
-        Effect.map(offload(group), (results) =>
-          group.map(({ hash }, place) => ({ hash, result: results.get(place) }))))
+    const streamRefused = (option: string, value: unknown): InvalidOption | undefined =>
+      argument.isObject(value) && Stream.StreamTypeId in value ? undefined : argument.invalid(option, value, "a Stream")
 
-    const onboardStream: BlockStore["onboardStream"] = (hashes) =>
-      inGroups(hashes, (group) =>
+    /** An element without a hash is shown as one with −1, which no block has. */
+    const hashOf = (block: Block | null | undefined): bigint => block?.hash ?? -1n
+
+    const offloadStream: BlockStore["offloadStream"] = (blocks) => {
+      const wrong = streamRefused("blocks", blocks)
+      if (wrong !== undefined) return Stream.fail(wrong)
+      return inGroups(blocks, (group) =>
+        Effect.map(Effect.orDie(offload(group)), (results) =>
+          group.map((block, place) => ({ hash: hashOf(block), result: results.get(place) }))))
+    }
+
+    const onboardStream: BlockStore["onboardStream"] = (hashes) => {
+      const wrong = streamRefused("hashes", hashes)
+      if (wrong !== undefined) {
+        return Stream.fail(wrong)
+      }
+      return inGroups(hashes, (group) =>
         Effect.gen(function*() {
           const targets = yield* Effect.forEach(
             group,
             (hash) =>
               Effect.either(Effect.map(AlignedBuffer.make(blockBytes), (into) => ({ hash, into })))
           )
-          const results = yield* onboard(Arr.getRights(targets))
+          const results = yield* Effect.orDie(onboard(Arr.getRights(targets)))
           let place = 0
           return Arr.zipWith(group, targets, (hash, target) => ({
             hash,
@@ -722,6 +881,7 @@ export const make = (
                 into))
           }))
         }))
+    }
 
     const prefix = (hashes: ReadonlyArray<bigint>): number => {
       let length = 0
@@ -731,17 +891,24 @@ export const make = (
 
     /** Reads through a lease: until it ends its slot is pinned, whatever has become of the hash. */
     const onboardLeased = (term: { ended: boolean }, slot: number, hash: bigint): Lease["onboard"] => (into) =>
-      Effect.flatMap(
-        inBatch("onboard", 1, ({ outcomes }: BlockResults<number, OnboardError>) =>
-          gate.run(1, (_, batch) => {
-            const error = term.ended || index.isRetired(slot) ? new BlockNotFound({ hash }) : lengthRefused(hash, into)
-            if (error === undefined) return read(batch, outcomes, 0, slot, { hash, into })
-            outcomes[0] = Either.left(() => error)
-            batch.landed()
-            batch.ended()
-          })),
-        (results) => Effect.asVoid(results.get(0))
-      )
+      Effect.suspend(() => {
+        const filled: Filled = []
+        return Effect.flatMap(
+          inBatch("onboard", 1, ({ outcomes }: BlockResults<number, OnboardError>) => {
+            const only = (_: number, batch: Batch): void => {
+              const error = term.ended || index.isRetired(slot)
+                ? new BlockNotFound({ hash })
+                : memoryRefused(hash, into)
+              if (error === undefined) return read(batch, filled, outcomes, 0, slot, { hash, into })
+              outcomes[0] = Either.left(() => error)
+              batch.landed()
+              batch.ended()
+            }
+            return Effect.ensuring(gate.run(1, only), letGo(filled))
+          }),
+          (results) => Effect.asVoid(results.get(0))
+        )
+      })
 
     /** Pins what is found of some hashes in the same step: nothing can go between. */
     const lease = (
@@ -761,16 +928,35 @@ export const make = (
         )
       }))
 
-    const ofEach = (hashes: ReadonlyArray<bigint>, use: (slot: number, hash: bigint) => void): Effect.Effect<number> =>
-      Effect.sync(() => {
+    /** Nothing is done where one of the hashes is none. */
+    const ofEach = (
+      hashes: ReadonlyArray<bigint>,
+      use: (slot: number, hash: bigint) => void
+    ): Effect.Effect<number, InvalidBlock | InvalidOption> =>
+      Effect.suspend((): Effect.Effect<number, InvalidBlock | InvalidOption> => {
+        const wrong = argument.arrayRefused("hashes", hashes, argument.maxHashes)
+        if (wrong !== undefined) return Effect.fail(wrong)
+        for (const hash of hashes) if (!isHash(hash)) return Effect.fail(invalidHash(hash))
         let found = 0
         for (const hash of hashes) {
-          const slot = find(hash)
+          const slot = closed ? -1 : index.find(hash)
           if (slot < 0) continue
           found += 1
           use(slot, hash)
         }
-        return found
+        return Effect.succeed(found)
+      })
+
+    /** How many of the first hashes are there, unless what ends the prefix is no hash. */
+    const checkedPrefix = (hashes: ReadonlyArray<bigint>): Effect.Effect<number, InvalidBlock | InvalidOption> =>
+      Effect.suspend((): Effect.Effect<number, InvalidBlock | InvalidOption> => {
+        const wrong = argument.arrayRefused("hashes", hashes, argument.maxHashes)
+        if (wrong !== undefined) return Effect.fail(wrong)
+        const length = prefix(hashes)
+        const next: unknown = hashes[length]
+        return length === hashes.length || (typeof next === "bigint" && isHash(next))
+          ? Effect.succeed(length)
+          : Effect.fail(invalidHash(next))
       })
 
     const dropped = (reason: RemovalReason) => (slot: number) => {
@@ -792,9 +978,10 @@ export const make = (
       }).pipe(
         Effect.zipRight(door.close),
         Effect.zipRight(Effect.sync(() => events.close())),
-        Effect.zipRight(Effect.suspend(() =>
-          ready ? restart.keep(storages, geometryOf, index) : restart.giveBack(storages)
-        ))
+        Effect.zipRight(reported),
+        Effect.zipRight(
+          Effect.suspend(() => ready ? restart.keep(storages, geometryOf, index) : restart.giveBack(storages))
+        )
       )
     )
     yield* restart.takeUp(storages, geometryOf, index)
@@ -828,14 +1015,18 @@ export const make = (
       onboard,
       offloadStream,
       onboardStream,
-      match: (hashes) => Effect.sync(() => prefix(hashes)),
-      has: (hash) => Effect.sync(() => find(hash) >= 0),
+      match: checkedPrefix,
+      has: (hash) =>
+        Effect.suspend(() => isHash(hash) ? Effect.succeed(find(hash) >= 0) : Effect.fail(invalidHash(hash))),
       lease: (hash) =>
         Effect.flatMap(
           lease(() => find(hash) < 0 ? [] : [hash]),
-          ([only]) => only === undefined ? Effect.fail(new BlockNotFound({ hash })) : Effect.succeed(only)
+          ([only]) =>
+            only === undefined
+              ? Effect.fail(isHash(hash) ? new BlockNotFound({ hash }) : invalidHash(hash))
+              : Effect.succeed(only)
         ),
-      leasePrefix: (hashes) => lease(() => hashes.slice(0, prefix(hashes))),
+      leasePrefix: (hashes) => Effect.zipRight(checkedPrefix(hashes), lease(() => hashes.slice(0, prefix(hashes)))),
       touch: (hashes) => ofEach(hashes, (slot) => index.touch(slot)),
       remove: (hashes) => ofEach(hashes, dropped("removed")),
       reset: Effect.catchTag(
@@ -858,7 +1049,9 @@ export const make = (
             blocks,
             free: failed ? 0 : free,
             retired: failed ? retired + free : retired,
-            failed
+            retiredBy: { corrupted: 0, failed: 0, stalled: 0, ...faults[number] },
+            failed,
+            failure: reasons[number]
           }
         })
       })),

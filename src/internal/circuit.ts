@@ -14,7 +14,7 @@ import type { ResolvedOptions } from "./options.js"
 export const make = (
   file: OpenFile,
   { failureLimit, retryMillis }: ResolvedOptions
-): Effect.Effect<Effect.Effect<Health>, never, Scope.Scope> =>
+): Effect.Effect<Effect.Effect<Pick<Health, "read" | "write">>, never, Scope.Scope> =>
   Effect.gen(function*() {
     const clock = yield* Effect.clock
     const runtime = yield* Effect.runtime<never>()

@@ -233,14 +233,19 @@ const directBlocks = (
       offload: (blocks) =>
         inside(
           blocks.length,
-          Effect.suspend(() =>
-            store.offload(blocks.map(({ from, hash, priority }) => ({ hash, data: foreign(from), priority })))
+          // An array by now, which is all that the batch as a whole can be refused for.
+          Effect.orDie(
+            Effect.suspend(() =>
+              store.offload(blocks.map(({ from, hash, priority }) => ({ hash, data: foreign(from), priority })))
+            )
           )
         ),
       onboard: (destinations) =>
         inside(
           destinations.length,
-          Effect.suspend(() => store.onboard(destinations.map(({ hash, into }) => ({ hash, into: foreign(into) }))))
+          Effect.orDie(
+            Effect.suspend(() => store.onboard(destinations.map(({ hash, into }) => ({ hash, into: foreign(into) }))))
+          )
         )
     }
   })

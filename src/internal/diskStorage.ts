@@ -20,6 +20,7 @@ import {
 } from "../DiskStorageError.js"
 import { IoEngine } from "../IoEngine.js"
 import { Syscalls } from "../Syscalls.js"
+import { bytesRefused, unless } from "./arguments.js"
 import * as circuit from "./circuit.js"
 import { absolute } from "./directoryPolicy.js"
 import type { Door } from "./door.js"
@@ -35,6 +36,12 @@ import * as temporaryFile from "./temporaryFile.js"
 import { make as makeTransfers } from "./transfers.js"
 
 export const TypeId: unique symbol = Symbol.for("effect-disk-storage/DiskStorage")
+
+/** By `health`, which a storage that is wrapped by its user still has. */
+const corruptions = new WeakMap<DiskStorage["health"], () => void>()
+
+/** For who has checked bytes that were read from a storage, and found others than were written. */
+export const countCorrupted = ({ health }: DiskStorage): void => corruptions.get(health)?.()
 
 /** What is registered, each in a scope of its own. */
 const makeRegistrations = (file: temporaryFile.TemporaryFile, door: Door) => {
@@ -152,10 +159,13 @@ const acquire = (
     const ioScope = yield* Scope.fork(scope, ExecutionStrategy.sequential)
     const lent = patience.lend(engine, fd, { path, direct, alignment: alignment.offset })
     const ioFile = yield* Scope.extend(lent, ioScope)
-    const health = yield* circuit.make(
+    const fares = yield* circuit.make(
       ioFile instanceof OpenFile ? ioFile : new OpenFile(undefined, fd, ioFile),
       options
     )
+    let corrupted = 0
+    const health: DiskStorage["health"] = Effect.map(fares, (directions) => ({ ...directions, corrupted }))
+    corruptions.set(health, () => corrupted += 1)
     const transfers = yield* makeTransfers(engine, ioFile, options.size, prepared, ioDoor)
     const keepDoor = makeDoor(path)
     yield* Effect.addFinalizer(() =>
@@ -185,8 +195,11 @@ const acquire = (
         ))
 
     const keepLock = yield* Effect.makeSemaphore(1)
+    /** The kernel reports a failed write-back once: a second sync would vouch for data that is lost. */
+    let notSynced: KeepFailed | undefined
     const keepFile = Effect.fnUntraced(function*(mark: Uint8Array) {
       if (file.kept) return
+      if (notSynced !== undefined) return yield* notSynced
       if (place === undefined) return yield* new KeepFailed({ path, reason: "no keepAt" })
       const keepAt = place.path
       const linked = Effect.suspend(() =>
@@ -204,9 +217,15 @@ const acquire = (
       if (ioFile instanceof OpenFile && ioFile.inFlight > 0) {
         return yield* new KeepFailed({ path, keepAt, reason: "stalled" })
       }
-      yield* keptFile.keep(syscalls, file, fd, place, options.size, mark)
+      yield* Effect.tapError(
+        keptFile.keep(syscalls, file, fd, place, options.size, mark),
+        (failure) =>
+          Effect.sync(() => {
+            if (failure.reason === "sync") notSynced = failure
+          })
+      )
     })
-    const keepAs: DiskStorage["keepAs"] = (mark) => {
+    const keepAs = (mark: Uint8Array) => {
       const page = new Uint8Array(keptFile.markBytes)
       page.set(mark.subarray(0, keptFile.markBytes))
       return keepDoor.enter((restore) => restore(keepLock.withPermits(1)(keepFile(page))))
@@ -237,7 +256,7 @@ const acquire = (
       deregister: registrations.deregister,
       keptAt: place && { path: place.path, takenUp: place.mark !== undefined, mark: place.mark },
       keep: keepAs(new Uint8Array(0)),
-      keepAs,
+      keepAs: (mark) => Effect.zipRight(unless(bytesRefused("mark", mark)), Effect.suspend(() => keepAs(mark))),
       close: Effect.uninterruptible(Scope.close(scope, Exit.void)).pipe(
         Effect.zipRight(Deferred.await(released)),
         Effect.zipRight(

@@ -1,8 +1,9 @@
 /** The options that the engines share: their defaults, their check, and the watchdog. */
-import * as Duration from "effect/Duration"
+import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import { InvalidOption } from "../DiskStorageError.js"
+import type { InvalidOption } from "../DiskStorageError.js"
+import { duration, invalid, objectRefused, unless } from "./arguments.js"
 import type { OpenDevice } from "./ioQueue.js"
 import { IoQueue } from "./ioQueue.js"
 
@@ -27,9 +28,11 @@ export const wholeNumber = (
     ? Effect.succeed(fallback)
     : Number.isSafeInteger(value) && value >= min && value <= max
     ? Effect.succeed(value)
-    : Effect.fail(
-      new InvalidOption({ option, value: String(value), expected: `a whole number from ${min} to ${max}` })
-    )
+    : Effect.fail(invalid(option, value, `a whole number from ${min} to ${max}`))
+
+/** Before any of them is looked at. */
+export const checked = (options: object): Effect.Effect<void, InvalidOption> =>
+  unless(objectRefused("options", options))
 
 /** The watchdog looks so many times within one `stallTimeout`. */
 const looks = 4
@@ -57,14 +60,9 @@ export const makeQueue = <E>(
       1,
       Number.MAX_SAFE_INTEGER
     )
-    const stallMillis = options.stallTimeout === undefined ? undefined : Duration.toMillis(options.stallTimeout)
-    if (stallMillis !== undefined && !(stallMillis > 0)) {
-      return yield* new InvalidOption({
-        option: "stallTimeout",
-        value: String(stallMillis),
-        expected: "a duration above 0"
-      })
-    }
+    const stallMillis = options.stallTimeout === undefined
+      ? undefined
+      : yield* duration("stallTimeout", options.stallTimeout, options.stallTimeout)
     // The watchdog outlives the queue's end, which may wait for what the watchdog gives up.
     return yield* Effect.uninterruptible(Effect.gen(function*() {
       const queue = new IoQueue(yield* open, { maxBytesInFlight, maxBytesPerSubmission, stallMillis })

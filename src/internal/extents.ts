@@ -1,10 +1,11 @@
 /** The map of a file, from FIEMAP. */
 import * as Effect from "effect/Effect"
 import type { DiskStorage, Extent, ExtentKind } from "../DiskStorage.js"
-import type { StorageClosed } from "../DiskStorageError.js"
+import type { InvalidOption, StorageClosed } from "../DiskStorageError.js"
 import { ExtentsUnavailable } from "../DiskStorageError.js"
 import type { SyscallError } from "../Syscalls.js"
 import { errnos, Syscalls } from "../Syscalls.js"
+import { invalid, isObject } from "./arguments.js"
 
 // uapi/linux/fiemap.h
 const LAST = 0x1
@@ -90,10 +91,17 @@ const ofPath = (path: string): Effect.Effect<ReadonlyArray<Extent>, ExtentsUnava
     )
   }).pipe(Effect.mapError((cause) => new ExtentsUnavailable({ path, cause })))
 
-export function extents(storage: DiskStorage): Effect.Effect<ReadonlyArray<Extent>, StorageClosed | ExtentsUnavailable>
-export function extents(path: string): Effect.Effect<ReadonlyArray<Extent>, ExtentsUnavailable, Syscalls>
+export function extents(
+  storage: DiskStorage
+): Effect.Effect<ReadonlyArray<Extent>, StorageClosed | ExtentsUnavailable | InvalidOption>
+export function extents(
+  path: string
+): Effect.Effect<ReadonlyArray<Extent>, ExtentsUnavailable | InvalidOption, Syscalls>
 export function extents(
   file: DiskStorage | string
-): Effect.Effect<ReadonlyArray<Extent>, StorageClosed | ExtentsUnavailable, Syscalls> {
-  return typeof file === "string" ? ofPath(file) : file.extents
+): Effect.Effect<ReadonlyArray<Extent>, StorageClosed | ExtentsUnavailable | InvalidOption, Syscalls> {
+  if (typeof file === "string") return ofPath(file)
+  return isObject(file) && Effect.isEffect(file.extents)
+    ? file.extents
+    : Effect.fail(invalid("file", file, "a path or a DiskStorage"))
 }

@@ -5,7 +5,8 @@ import type { EngineUnavailable, PlatformNotSupported } from "../DiskStorageErro
 import { InvalidOption } from "../DiskStorageError.js"
 import type { IoEngine } from "../IoEngine.js"
 import type { IoUringOptions } from "../IoUring.js"
-import { makeQueue, wholeNumber } from "./engineOptions.js"
+import { booleanRefused, unless } from "./arguments.js"
+import { checked, makeQueue, wholeNumber } from "./engineOptions.js"
 import { makeEngine } from "./ioQueue.js"
 import * as ring from "./linux/ring.js"
 
@@ -16,6 +17,7 @@ export const make = (
   options: IoUringOptions
 ): Effect.Effect<IoEngine, EngineUnavailable | PlatformNotSupported | InvalidOption, Scope.Scope> =>
   Effect.gen(function*() {
+    yield* checked(options)
     const entries = yield* wholeNumber("entries", options.entries, 128, 1, maxEntries)
     const slots = yield* wholeNumber("depth", options.depth, 256, 1, 65_536)
     const completionEntries = yield* wholeNumber(
@@ -29,6 +31,7 @@ export const make = (
     if ((entries & (entries - 1)) !== 0) {
       return yield* new InvalidOption({ option: "entries", value: String(entries), expected: "a power of two" })
     }
+    yield* unless(booleanRefused("registerBuffers", options.registerBuffers))
     const { registerBuffers = true } = options
     const queue = yield* makeQueue(ring.make({ entries, completionEntries, slots, files, registerBuffers }), options)
     return makeEngine("io_uring", () => queue)

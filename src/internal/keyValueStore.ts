@@ -15,7 +15,8 @@ import * as AlignedBuffer from "../AlignedBuffer.js"
 import { BlockStore } from "../BlockStore.js"
 import type { BufferUnavailable, InvalidOption, OffloadError, OnboardError } from "../DiskStorageError.js"
 import type { KeyValueStoreOptions } from "../KeyValueStore.js"
-import { wholeNumber } from "./engineOptions.js"
+import { shown as shownValue } from "./arguments.js"
+import { checked, wholeNumber } from "./engineOptions.js"
 
 const headerBytes = 16
 /** "EDKV" */
@@ -89,6 +90,7 @@ const reasons: Record<(OffloadError | OnboardError)["_tag"], PlatformError.Syste
   BlockNotFound: "NotFound",
   BufferBusy: "Busy",
   InvalidBlock: "Unknown",
+  InvalidOption: "Unknown",
   IoFailed: "Unknown",
   IoStalled: "TimedOut",
   Misaligned: "Unknown",
@@ -122,6 +124,7 @@ export const make = (
   BlockStore | Scope.Scope
 > =>
   Effect.gen(function*() {
+    yield* checked(options)
     const buffers = yield* wholeNumber("concurrency", options.concurrency, 4, 1, 65_536)
     const store = yield* BlockStore
     const pool = yield* AlignedBuffer.pool({ buffers, byteLength: store.blockBytes })
@@ -132,6 +135,9 @@ export const make = (
       use: (name: Uint8Array, hash: bigint) => Effect.Effect<A, E>
     ): Effect.Effect<A, E | PlatformError.BadArgument> =>
       Effect.suspend((): Effect.Effect<A, E | PlatformError.BadArgument> => {
+        if (typeof key !== "string") {
+          return Effect.fail(badArgument(method, `the key is ${shownValue(key)}. Use a string.`))
+        }
         if (hasLoneSurrogate(key)) {
           return Effect.fail(
             badArgument(
@@ -170,7 +176,7 @@ export const make = (
           })
         }
         return Effect.scoped(Effect.flatMap(pool.leaseUninitialized, (into) =>
-          Effect.flatMap(store.onboard([{ hash, into }]), (results) =>
+          Effect.flatMap(Effect.orDie(store.onboard([{ hash, into }])), (results) =>
             Either.match(results.get(0), {
               onRight: (): Effect.Effect<Option.Option<A>, PlatformError.PlatformError> => found(into.bytes),
               onLeft: (error) => {
@@ -186,6 +192,9 @@ export const make = (
 
     const set: KeyValueStore.KeyValueStore["set"] = (key, value) =>
       named("set", key, (name, hash): Effect.Effect<void, PlatformError.PlatformError> => {
+        if (typeof value !== "string" && !(value instanceof Uint8Array)) {
+          return Effect.fail(badArgument("set", `the value is ${shownValue(value)}. Use a string or a Uint8Array.`))
+        }
         if (typeof value === "string" && hasLoneSurrogate(value)) {
           return Effect.fail(
             badArgument(
@@ -206,7 +215,7 @@ export const make = (
         }
         return Effect.scoped(Effect.flatMap(pool.leaseUninitialized, (data) => {
           encode(data.bytes, name, value)
-          return Effect.flatMap(store.offload([{ hash, data }], { replace: true }), (results) =>
+          return Effect.flatMap(Effect.orDie(store.offload([{ hash, data }], { replace: true })), (results) =>
             Either.match(results.get(0), {
               onRight: () =>
                 Effect.void,
@@ -222,7 +231,7 @@ export const make = (
       getUint8Array: (key) => read("getUint8Array", key, copied),
       has: (key) => Effect.map(read("has", key, () => true), Option.isSome),
       set,
-      remove: (key) => named("remove", key, (_, hash) => Effect.asVoid(store.remove([hash]))),
+      remove: (key) => named("remove", key, (_, hash) => Effect.asVoid(Effect.orDie(store.remove([hash])))),
       clear: Effect.mapError(store.reset, (error) => systemError("clear", "every key", error)),
       size: Effect.map(store.stats, ({ blocks }) => blocks)
     })

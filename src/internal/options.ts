@@ -1,11 +1,11 @@
 /** Options, from data or from a `Config`. */
 import * as Config from "effect/Config"
 import type * as ConfigError from "effect/ConfigError"
-import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import type * as Types from "effect/Types"
 import type { DiskStorageOptions } from "../DiskStorage.js"
 import { InvalidOption } from "../DiskStorageError.js"
+import { duration, objectRefused, shown, unless } from "./arguments.js"
 
 export interface ResolvedOptions {
   readonly size: number
@@ -38,7 +38,7 @@ const nameMax = 255
 /** `offset`, `length` and `size` may be this large: what both a JavaScript number and an `off_t` can hold, on whole pages. */
 export const maxSize = Number.MAX_SAFE_INTEGER - (Number.MAX_SAFE_INTEGER % 65_536)
 
-const quote = (value: unknown) => JSON.stringify(value) ?? String(value)
+const quote = shown
 
 const oneOf = <const A extends string>(option: string, values: ReadonlyArray<A>, value: A | undefined, fallback: A) =>
   value === undefined
@@ -75,20 +75,14 @@ const directoryOf = (
     : refused(`a path in the option directory, ${directory}, or leave that out`)
 }
 
-const duration = (option: string, value: Duration.DurationInput | undefined, fallback: Duration.DurationInput) => {
-  const millis = Duration.toMillis(value ?? fallback)
-  return millis > 0
-    ? Effect.succeed(millis)
-    : Effect.fail(new InvalidOption({ option, value: String(millis), expected: "a duration above 0" }))
-}
-
 export const resolve = (options: DiskStorageOptions): Effect.Effect<ResolvedOptions, InvalidOption> =>
   Effect.gen(function*() {
+    yield* unless(objectRefused("options", options))
     const { earlyUnlink = false, prewrite = false, size, sweep = true, trustDirectory = false } = options
     if (!Number.isSafeInteger(size) || size <= 0 || size > maxSize) {
       return yield* new InvalidOption({
         option: "size",
-        value: String(size),
+        value: shown(size),
         expected: `a whole number of bytes from 1 to ${maxSize}`
       })
     }
@@ -102,14 +96,14 @@ export const resolve = (options: DiskStorageOptions): Effect.Effect<ResolvedOpti
     }
     for (const [option, value] of Object.entries({ prewrite, earlyUnlink, sweep, trustDirectory })) {
       if (typeof value !== "boolean") {
-        return yield* new InvalidOption({ option, value: String(value), expected: "true, false" })
+        return yield* new InvalidOption({ option, value: shown(value), expected: "true, false" })
       }
     }
     const { failureLimit = 16 } = options
     if (!(Number.isSafeInteger(failureLimit) && failureLimit > 0 || failureLimit === Infinity)) {
       return yield* new InvalidOption({
         option: "failureLimit",
-        value: String(failureLimit),
+        value: shown(failureLimit),
         expected: "a whole number from 1, or Infinity"
       })
     }
@@ -133,7 +127,9 @@ export const resolve = (options: DiskStorageOptions): Effect.Effect<ResolvedOpti
 /** `Config.unwrap` throws on an option that is there and undefined, which callers without exact optional properties can pass. */
 export const unwrapOptions = (
   config: Config.Config.Wrap<DiskStorageOptions>
-): Effect.Effect<DiskStorageOptions, ConfigError.ConfigError> => {
+): Effect.Effect<DiskStorageOptions, ConfigError.ConfigError | InvalidOption> => {
+  const wrong = objectRefused("config", config, "a Config, or a record of them")
+  if (wrong !== undefined) return Effect.fail(wrong)
   if (Config.isConfig(config)) return config
   const { size, ...rest } = config
   const optional: Types.Mutable<typeof rest> = rest

@@ -1,9 +1,11 @@
 /** Removes temp files whose owner is gone: killed, or ended by a power cut, before it could unlink them. */
 import * as Effect from "effect/Effect"
 import type { SweepFinding, SweepOptions, SweepReport } from "../DiskStorage.js"
+import type { InvalidOption } from "../DiskStorageError.js"
 import { SweepFailed } from "../DiskStorageError.js"
 import { errnos, S_IFMT, S_IFREG, Syscalls } from "../Syscalls.js"
 import type { Statx, SyscallError, Syscalls as Kernel } from "../Syscalls.js"
+import { booleanRefused, objectRefused, stringRefused } from "./arguments.js"
 import { isSameFile, lock, look } from "./fileLock.js"
 import { filesystemName, locksAreTrusted } from "./filesystems.js"
 import { namePrefix } from "./options.js"
@@ -75,11 +77,16 @@ const sweepIn = (syscalls: Kernel, directory: string, dryRun: boolean): Effect.E
 
 export const sweep = (
   directory: string,
-  { dryRun = false }: SweepOptions = {}
-): Effect.Effect<SweepReport, SweepFailed, Syscalls> =>
-  Effect.flatMap(Syscalls, (syscalls) => sweepIn(syscalls, directory, dryRun)).pipe(
+  options: SweepOptions = {}
+): Effect.Effect<SweepReport, SweepFailed | InvalidOption, Syscalls> => {
+  const wrong = stringRefused("directory", directory, "a path") ?? objectRefused("options", options) ??
+    booleanRefused("dryRun", options.dryRun)
+  if (wrong !== undefined) return Effect.fail(wrong)
+  const { dryRun = false } = options
+  return Effect.flatMap(Syscalls, (syscalls) => sweepIn(syscalls, directory, dryRun)).pipe(
     Effect.withSpan("DiskStorage.sweep", { attributes: { directory, dryRun } })
   )
+}
 
 interface Once {
   readonly turn: Effect.Semaphore

@@ -5,10 +5,11 @@ import * as Sink from "effect/Sink"
 import * as Stream from "effect/Stream"
 import * as AlignedBuffer from "../AlignedBuffer.js"
 import type { DiskStorage } from "../DiskStorage.js"
-import type { BytesError, IoStalled, OperationError, TransferError } from "../DiskStorageError.js"
+import type { BytesError, InvalidOption, IoStalled, OperationError, TransferError } from "../DiskStorageError.js"
 import { BufferUnavailable, Misaligned, OutOfBounds } from "../DiskStorageError.js"
 import type { IoEngine, IoFile, Operation, Results } from "../IoEngine.js"
-import { isIdle, whenIdle } from "./alignedBuffer.js"
+import { isIdle, isRegion, notAligned, whenIdle } from "./alignedBuffer.js"
+import { arrayRefused, bytesRefused, invalid, isObject, maxBatch } from "./arguments.js"
 import type { Door } from "./door.js"
 import { RangeLock } from "./rangeLock.js"
 import type { Prepared } from "./temporaryFile.js"
@@ -79,10 +80,14 @@ export const make = (
   door: Door
 ): Effect.Effect<Transfers> =>
   Effect.gen(function*() {
-    const outOfBounds = (offset: number, length: number): OutOfBounds | undefined =>
+    const outOfBounds = (offset: number, length: number): OutOfBounds | InvalidOption | undefined =>
       Number.isSafeInteger(offset) && offset >= 0 && Number.isSafeInteger(length) && length >= 0 &&
         length <= size - offset
         ? undefined
+        : typeof offset !== "number"
+        ? invalid("offset", offset, "a number of bytes")
+        : typeof length !== "number"
+        ? invalid("length", length, "a number of bytes")
         : new OutOfBounds({ offset, length, size })
 
     const misaligned = (offset: number, { byteLength, bytes }: AlignedBuffer.AlignedBuffer): Misaligned | undefined =>
@@ -95,14 +100,19 @@ export const make = (
         : undefined
 
     const refusal = (offset: number, buffer: AlignedBuffer.AlignedBuffer) =>
-      outOfBounds(offset, buffer.byteLength) ?? misaligned(offset, buffer)
+      isRegion(buffer)
+        ? outOfBounds(offset, buffer.byteLength) ?? misaligned(offset, buffer)
+        : notAligned("buffer", buffer)
 
     const transfer = (move: IoEngine["read"]): DiskStorage["read"] => (offset, buffer) => {
       const refused = refusal(offset, buffer)
       return refused === undefined ? move(file, buffer, offset) : Effect.fail(refused)
     }
 
-    const unsafeTransfer: DiskStorage["unsafeTransfer"] = (kind, { buffer, offset }, done) => {
+    const unsafeTransfer: DiskStorage["unsafeTransfer"] = (kind, transfer, done) => {
+      if (kind !== "read" && kind !== "write") return done(invalid("kind", kind, "read, write"))
+      if (!isObject(transfer)) return done(invalid("transfer", transfer, "an offset and a buffer"))
+      const { buffer, offset } = transfer
       const refused = refusal(offset, buffer)
       if (refused === undefined) engine.unsafeSubmit({ kind, file, buffer, offset }, ({ error }) => done(error))
       else done(refused)
@@ -110,14 +120,26 @@ export const make = (
 
     const batch = (kind: "read" | "write"): DiskStorage["readBatch"] => (transfers) =>
       Effect.suspend(() => {
-        const refused = transfers.map(({ buffer, offset }) => refusal(offset, buffer))
-        const operations = transfers.flatMap(({ buffer, offset }, index): Array<Operation> =>
-          refused[index] === undefined ? [{ kind, file, buffer, offset }] : []
-        )
+        const wrong = arrayRefused("transfers", transfers, maxBatch)
+        if (wrong !== undefined) return Effect.fail(wrong)
+        const refused: Array<TransferError | undefined> = []
+        const operations: Array<Operation> = []
+        // By number: `map` would pass over the holes of a sparse array.
+        for (let index = 0; index < transfers.length; index++) {
+          const transfer = transfers[index]
+          if (!isObject(transfer)) {
+            refused.push(invalid(`transfers[${index}]`, transfer, "an offset and a buffer"))
+            continue
+          }
+          const { buffer, offset } = transfer
+          const error = refusal(offset, buffer)
+          refused.push(error)
+          if (error === undefined) operations.push({ kind, file, buffer, offset })
+        }
         return Effect.map(
           engine.batch(operations),
           (results): Results<TransferError> =>
-            operations.length === transfers.length ? results : new MergedResults(refused, results)
+            operations.length === refused.length ? results : new MergedResults(refused, results)
         )
       })
 
@@ -202,6 +224,10 @@ export const make = (
 
     const writeBytes: DiskStorage["writeBytes"] = (offset, bytes) =>
       door.enter((restore): Effect.Effect<void, BytesError> => {
+        const wrong = bytesRefused("bytes", bytes)
+        if (wrong !== undefined) {
+          return Effect.fail(wrong)
+        }
         const length = bytes.byteLength
         const refused = outOfBounds(offset, length)
         if (refused !== undefined) {
@@ -241,9 +267,14 @@ export const make = (
       })
 
     const stream: DiskStorage["stream"] = (range, chunk = maxBounceBytes) => {
+      if (!isObject(range)) return Stream.fail(invalid("range", range, "an offset and a length"))
       const { length, offset } = range
       const refused = outOfBounds(offset, length) ??
-        (Number.isSafeInteger(chunk) && chunk > 0 ? undefined : new OutOfBounds({ offset, length: chunk, size }))
+        (typeof chunk !== "number"
+          ? invalid("chunkBytes", chunk, "a number of bytes")
+          : Number.isSafeInteger(chunk) && chunk > 0
+          ? undefined
+          : new OutOfBounds({ offset, length: chunk, size }))
       if (refused !== undefined) {
         return Stream.fail(refused)
       }
@@ -272,7 +303,11 @@ export const make = (
             parts = []
           })
         })
+        const refused = outOfBounds(offset, 0)
+        if (refused !== undefined) return Sink.fail(refused)
         return Sink.forEach((bytes: Uint8Array) => {
+          const wrong = bytesRefused("bytes", bytes)
+          if (wrong !== undefined) return Effect.fail(wrong)
           if (bytes.byteLength === 0) return Effect.void
           parts.push(bytes)
           length += bytes.byteLength

@@ -8,6 +8,7 @@ import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Scope from "effect/Scope"
 import * as BlockStore from "../../src/BlockStore.js"
+import type { InvalidBlock, InvalidOption } from "../../src/DiskStorageError.js"
 import type { IoEngine } from "../../src/IoEngine.js"
 import * as Linux from "../../src/Linux.js"
 import type { Syscalls } from "../../src/Syscalls.js"
@@ -205,7 +206,7 @@ const sequential: Schedule = (plan) =>
       }
     }
 
-    const perform = (step: Step): Effect.Effect<void> =>
+    const perform = (step: Step): Effect.Effect<void, InvalidBlock | InvalidOption> =>
       Effect.gen(function*() {
         switch (step.kind) {
           case "offload": {
@@ -347,7 +348,7 @@ const concurrent: Schedule = (plan) =>
     const check = (bytes: Uint8Array, hash: number) =>
       assert.strictEqual(given.get(versionOf(bytes, hash, "read")), hash, "a version that was never offloaded")
 
-    const perform = (step: Step): Effect.Effect<void> =>
+    const perform = (step: Step): Effect.Effect<void, InvalidBlock | InvalidOption> =>
       Effect.gen(function*() {
         switch (step.kind) {
           case "offload": {

@@ -102,6 +102,23 @@ describe("names that control a terminal", () => {
       assert.notInclude(out, `${escape}]`)
     }))
 
+  it.live("get no escape sequence on a terminal that is dumb, and no colour where NO_COLOR is set", () =>
+    Effect.gen(function*() {
+      const seen = (variables: string, args: string) =>
+        Effect.map(
+          run("script", ["-qec", `exec env ${variables} '${process.execPath}' ${main.join(" ")} ${args}`, "/dev/null"]),
+          ({ out }) => out
+        )
+      for (const args of ["doctor /proc", "--help", "doctor --wrong", "bench --wrong"]) {
+        assert.notInclude(yield* seen("-u NO_COLOR TERM=dumb", args), escape, args)
+        assert.notInclude(yield* seen("NO_COLOR=1 TERM=xterm", args), `${escape}[1m`, args)
+      }
+      // The control: this terminal has both.
+      const capable = yield* seen("-u NO_COLOR TERM=xterm", "doctor /proc")
+      assert.include(capable, `${escape}[2K`)
+      assert.include(capable, `${escape}[1m`)
+    }))
+
   it.live("leave messages of several lines as they are", () =>
     Effect.scoped(Effect.gen(function*() {
       const args = ["bench", "--contestant", "fio", "--without-fio", yield* scratch]

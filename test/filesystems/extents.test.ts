@@ -180,8 +180,9 @@ for (const kind of ["tmpfs", "ramfs"] as const) {
       Effect.gen(function*() {
         const directory = yield* freshPath
         const storage = yield* DiskStorage.make({ size: mebibyte, directory, directIo: "preferred" })
-        for (const asked of [storage.extents, DirectIo.extents(storage.path)]) {
-          const failure = yield* Effect.flip(asked)
+        const asked = [Effect.flip(storage.extents), Effect.flip(DirectIo.extents(storage.path))]
+        for (const failing of asked) {
+          const failure = yield* failing
           if (failure._tag !== "ExtentsUnavailable") return assert.fail(failure.message)
           assert.strictEqual(failure.path, storage.path)
         }

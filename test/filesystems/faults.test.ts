@@ -147,7 +147,8 @@ describeReal("ext4 on zram", { name: "a disk that takes no more" }, (it) => {
       assert.deepStrictEqual(tags, ["IoFailed", "IoFailed", "StorageDegraded"])
       assert.deepStrictEqual(yield* storage.health, {
         read: { failures: 0, degraded: false },
-        write: { failures: 3, degraded: true }
+        write: { failures: 3, degraded: true },
+        corrupted: 0
       })
       for (let index = 0; index < written; index++) {
         yield* storage.read(index * mebibyte, block)

@@ -438,7 +438,7 @@ const life = (lives: Lives, options: StoreLife, kept: boolean): Effect.Effect<vo
     for (const { scope } of last.leases) yield* Scope.close(scope, Exit.void)
     const into = yield* memory(last.store.blockBytes)
     const calls = world.journal.length
-    const results = yield* last.store.onboard([{ hash: 0n, into }])
+    const results = yield* Effect.orDie(last.store.onboard([{ hash: 0n, into }]))
     const result = results.get(0)
     const tag = Either.isLeft(result) ? result.left._tag : "success"
     world.holds(

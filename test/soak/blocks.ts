@@ -9,7 +9,7 @@ import * as Stream from "effect/Stream"
 import * as AlignedBuffer from "../../src/AlignedBuffer.js"
 import * as BlockStore from "../../src/BlockStore.js"
 import * as DiskStorage from "../../src/DiskStorage.js"
-import type { BufferUnavailable, StoreClosed } from "../../src/DiskStorageError.js"
+import type { BufferUnavailable, InvalidBlock, InvalidOption, StoreClosed } from "../../src/DiskStorageError.js"
 import type { IoEngine } from "../../src/IoEngine.js"
 import * as OffloadFilter from "../../src/OffloadFilter.js"
 import type { Syscalls } from "../../src/Syscalls.js"
@@ -207,7 +207,10 @@ const user = (life: Life, decisions: Decisions, usage: Usage, acts: number): Eff
       (there) => new Set(there).size === there.length ? Effect.void : broken("a hash is listed twice")
     )
 
-    type Act = readonly [string, Effect.Effect<unknown, Broken | BufferUnavailable | StoreClosed>]
+    type Act = readonly [
+      string,
+      Effect.Effect<unknown, Broken | BufferUnavailable | InvalidBlock | InvalidOption | StoreClosed>
+    ]
     const often: readonly [Act, ...ReadonlyArray<Act>] = [
       ["offload", offload],
       ["offload", offload],

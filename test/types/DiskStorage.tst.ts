@@ -96,7 +96,10 @@ describe("acquire", () => {
 
 describe("transfers", () => {
   it("of aligned memory need nothing, and fail exactly so", () => {
-    type Transfer = Effect.Effect<void, OperationError | Errors.OutOfBounds | Errors.Misaligned>
+    type Transfer = Effect.Effect<
+      void,
+      OperationError | Errors.OutOfBounds | Errors.Misaligned | Errors.InvalidOption
+    >
     expect(storage.read(0, buffer)).type.toBe<Transfer>()
     expect(storage.write(0, buffer)).type.toBe<Transfer>()
   })
@@ -111,6 +114,7 @@ describe("transfers", () => {
       | Errors.StorageClosed
       | Errors.StorageDegraded
       | Errors.OutOfBounds
+      | Errors.InvalidOption
       | Errors.BufferUnavailable
       | Errors.IoFailed
       | Errors.IoStalled
@@ -123,10 +127,11 @@ describe("transfers", () => {
     expect(storage.sink(0)).type.toBe<Sink.Sink<number, Uint8Array, never, Failure>>()
   })
 
-  it("in batches never fail as a whole, and say of each what it failed with", () => {
-    type Results = IoEngine.Results<OperationError | Errors.OutOfBounds | Errors.Misaligned>
-    expect(storage.readBatch([{ offset: 0, buffer }])).type.toBe<Effect.Effect<Results>>()
-    expect(storage.writeBatch([{ offset: 0, buffer }])).type.toBe<Effect.Effect<Results>>()
+  it("in batches fail as a whole for what is no batch alone, and have a result for each", () => {
+    type Results = IoEngine.Results<OperationError | Errors.OutOfBounds | Errors.Misaligned | Errors.InvalidOption>
+    type Batch = Effect.Effect<Results, Errors.InvalidOption>
+    expect(storage.readBatch([{ offset: 0, buffer }])).type.toBe<Batch>()
+    expect(storage.writeBatch([{ offset: 0, buffer }])).type.toBe<Batch>()
   })
 })
 
@@ -150,7 +155,7 @@ describe("the file", () => {
   it("is kept with what can fail", () => {
     expect(storage.keep).type.toBe<Effect.Effect<void, Errors.KeepFailed | Errors.StorageClosed>>()
     expect(storage.keepAs).type.toBe<
-      (mark: Uint8Array) => Effect.Effect<void, Errors.KeepFailed | Errors.StorageClosed>
+      (mark: Uint8Array) => Effect.Effect<void, Errors.KeepFailed | Errors.StorageClosed | Errors.InvalidOption>
     >()
     expect(storage.keptAt).type.toBe<
       { readonly path: string; readonly takenUp: boolean; readonly mark: Uint8Array | undefined } | undefined
@@ -198,7 +203,7 @@ describe("the doctor", () => {
     expect(DirectIo.inspect("/")).type.toBe<
       Effect.Effect<
         DirectIo.DirectIoReport,
-        Errors.DirectoryUnusable | Errors.BufferUnavailable,
+        Errors.DirectoryUnusable | Errors.BufferUnavailable | Errors.InvalidOption,
         Kernel | FileSystem.FileSystem
       >
     >()
@@ -206,10 +211,17 @@ describe("the doctor", () => {
 
   it("maps a storage without the kernel, a path with it", () => {
     expect(DirectIo.extents(storage)).type.toBe<
-      Effect.Effect<ReadonlyArray<DiskStorage.Extent>, Errors.StorageClosed | Errors.ExtentsUnavailable>
+      Effect.Effect<
+        ReadonlyArray<DiskStorage.Extent>,
+        Errors.StorageClosed | Errors.ExtentsUnavailable | Errors.InvalidOption
+      >
     >()
     expect(DirectIo.extents("/file")).type.toBe<
-      Effect.Effect<ReadonlyArray<DiskStorage.Extent>, Errors.ExtentsUnavailable, Syscalls.Syscalls>
+      Effect.Effect<
+        ReadonlyArray<DiskStorage.Extent>,
+        Errors.ExtentsUnavailable | Errors.InvalidOption,
+        Syscalls.Syscalls
+      >
     >()
   })
 })
@@ -243,10 +255,10 @@ describe("kernels and engines", () => {
       Effect.Effect<AlignedBuffer.AlignedBuffer, Errors.BufferUnavailable>
     >()
     expect(AlignedBuffer.slice(buffer, 0, 1)).type.toBe<
-      Effect.Effect<AlignedBuffer.AlignedBuffer, Errors.OutOfBounds | Errors.Misaligned>
+      Effect.Effect<AlignedBuffer.AlignedBuffer, Errors.OutOfBounds | Errors.Misaligned | Errors.InvalidOption>
     >()
     expect(AlignedBuffer.fromUint8Array(new Uint8Array(1))).type.toBe<
-      Effect.Effect<AlignedBuffer.AlignedBuffer, Errors.ForeignMemory | Errors.Misaligned>
+      Effect.Effect<AlignedBuffer.AlignedBuffer, Errors.ForeignMemory | Errors.Misaligned | Errors.InvalidOption>
     >()
     expect(AlignedBuffer.pool({ buffers: 1, byteLength: 1 })).type.toBe<
       Effect.Effect<AlignedBuffer.Pool, Errors.BufferUnavailable | Errors.InvalidOption, Scope.Scope>

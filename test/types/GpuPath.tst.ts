@@ -54,6 +54,7 @@ type TransferError =
   | Errors.IoStalled
   | Errors.OutOfBounds
   | Errors.Misaligned
+  | Errors.InvalidOption
 type Unlinked<A> = { readonly registration: A; readonly unlink: Either.Either<void, Errors.UnlinkFailed> }
 
 describe("device memory", () => {

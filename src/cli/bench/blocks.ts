@@ -156,7 +156,7 @@ const contestantsOf = (
       if (store === undefined) continue
       const fresh = hashes()
       const write = (group: ReadonlyArray<AlignedBuffer>) =>
-        store.offload(group.map((data) => ({ hash: fresh(), data })))
+        Effect.orDie(store.offload(group.map((data) => ({ hash: fresh(), data }))))
       for (let written = 0; written < capacity; written += some) {
         const { failures: [failed] } = yield* write(buffers.slice(0, some))
         if (failed !== undefined) return yield* Effect.fail(failed.error)
@@ -171,7 +171,10 @@ const contestantsOf = (
         Effect.map(store.hashes, (all) => {
           known = all
         }),
-        (group) => store.onboard(group.map((into) => ({ hash: known[random.integer(known.length)] ?? 0n, into })))
+        (group) =>
+          Effect.orDie(
+            store.onboard(group.map((into) => ({ hash: known[random.integer(known.length)] ?? 0n, into })))
+          )
       ))
       if (checksum === "off") {
         // Nobody checks what lies in this one: the control tells of its place on the disk, too.
@@ -425,7 +428,7 @@ const idle = (storage: DiskStorage.DiskStorage, size: number): DiskStorage.DiskS
 
 const offloadFresh = (store: BlockStore.BlockStore, data: AlignedBuffer, fresh: () => bigint, count: number) => {
   const blocks = Array.from({ length: count }, () => ({ hash: fresh(), data }))
-  return timed(count, store.offload(blocks))
+  return timed(count, Effect.orDie(store.offload(blocks)))
 }
 
 /** Microseconds for each of so many. */
@@ -486,7 +489,7 @@ const withoutDisk = (
           let length = 0
           const micros = yield* timed(
             1,
-            Effect.map(store.match(few), (found) => {
+            Effect.map(Effect.orDie(store.match(few)), (found) => {
               length = found
             })
           )
@@ -494,7 +497,10 @@ const withoutDisk = (
           if (counts) match.push(micros)
         }
         for (let times = 0; times < emptyBatches; times++) {
-          onboards += yield* timed(emptyBatch, store.onboard(some(emptyBatch).map((hash) => ({ hash, into: data }))))
+          onboards += yield* timed(
+            emptyBatch,
+            Effect.orDie(store.onboard(some(emptyBatch).map((hash) => ({ hash, into: data }))))
+          )
         }
         for (let times = 0; times < emptyBatches; times++) {
           offloads += yield* offloadFresh(store, data, fresh, Math.min(emptyBatch, blocks))

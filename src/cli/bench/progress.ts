@@ -2,9 +2,10 @@
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import { redraws } from "../terminal.js"
 
 export class Progress extends Context.Tag("effect-disk-storage/cli/Progress")<Progress, {
-  /** Replaces the last status on a terminal; nothing elsewhere. */
+  /** Replaces the last status on a terminal that can erase a line; nothing elsewhere. */
   readonly status: (text: string) => Effect.Effect<void>
   /** Stays. */
   readonly log: (text: string) => Effect.Effect<void>
@@ -17,7 +18,7 @@ export const layer: Layer.Layer<Progress> = Layer.scoped(
   Progress,
   Effect.gen(function*() {
     const { stderr } = process
-    if (!stderr.isTTY) {
+    if (!(yield* redraws(stderr))) {
       return {
         status: () => Effect.void,
         log: (text) => Effect.sync(() => void stderr.write(`${text}\n`))
