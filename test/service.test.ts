@@ -22,7 +22,7 @@ import { assertNothingLeft, exitCode, start } from "./signals/processes.js"
 
 const blockBytes = 64 * 1024
 const env = {
-  PORT: "0",
+  SERVICE_PORT: "0",
   SERVICE_BLOCK_BYTES: String(blockBytes),
   DYN_KVBM_DISK_ZEROFILL_FALLBACK: "true"
 }
