@@ -15,7 +15,7 @@ import { serve } from "../examples/service/server.js"
 import * as BlockStore from "../src/BlockStore.js"
 import * as DiskStorage from "../src/DiskStorage.js"
 import * as SimulatedSyscalls from "../src/SimulatedSyscalls.js"
-import { assertNothingLeft, exitCode, root, start } from "./signals/processes.js"
+import { assertNothingLeft, exitCode, root, start, testTimeout } from "./signals/processes.js"
 import { program } from "./support/programs.js"
 
 const read = (variables: Record<string, string>) =>
@@ -134,7 +134,7 @@ const assertExplained = (
   assert.notMatch(output, /^\s+at /m, "a stack")
 }
 
-describe("the address of the service", { timeout: 120_000 }, () => {
+describe("the address of the service", { timeout: testTimeout }, () => {
   it.scopedLive.skipIf(!ipv6)(
     ipv6 ? "is printed, and asked, in brackets where it is one of IPv6" : "skipped: there is no ::1 on this machine",
     () =>

@@ -4,7 +4,7 @@ import * as Deferred from "effect/Deferred"
 import * as Effect from "effect/Effect"
 import { connect } from "node:net"
 import type { Socket } from "node:net"
-import { assertNothingLeft, exitCode, start } from "./signals/processes.js"
+import { assertNothingLeft, exitCode, start, testTimeout } from "./signals/processes.js"
 import { program } from "./support/programs.js"
 
 /** More than the sockets of loopback hold. */
@@ -93,7 +93,7 @@ const put = (hash: number) =>
 const upgrade = "GET /stats HTTP/1.1\r\nhost: here\r\nconnection: upgrade\r\nupgrade: websocket\r\n" +
   "sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 
-describe("the service, stopped", { timeout: 120_000 }, () => {
+describe("the service, stopped", { timeout: testTimeout }, () => {
   /** None of them ends its connection. */
   const clients: ReadonlyArray<readonly [text: string, reads: boolean]> = [
     ["", true],
