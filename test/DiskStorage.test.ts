@@ -829,6 +829,24 @@ describe("release", () => {
       yield* nothingLeft
     }).pipe(on()))
 
+  it.effect("takes every step although the fibre that closes the scope is interrupted during the first", () =>
+    Effect.gen(function*() {
+      const scope = yield* Scope.make()
+      const storage = yield* Scope.extend(DiskStorage.make({ size }), scope)
+      const gate = yield* Deferred.make<void>()
+      const lent = yield* Effect.fork(storage.withFd(() => Deferred.await(gate)))
+      yield* Effect.yieldNow()
+      // `Scope.close` can be interrupted between two finalizers.
+      const closing = yield* Effect.fork(Scope.close(scope, Exit.void))
+      yield* Effect.repeat(Effect.exit(storage.withFd(() => Effect.void)), { until: Exit.isFailure })
+      yield* Fiber.interruptAsFork(closing, yield* Effect.fiberId)
+      yield* Deferred.succeed(gate, undefined)
+      yield* Fiber.join(lent)
+      assert.isTrue(Exit.isInterrupted(yield* Fiber.await(closing)))
+      yield* nothingLeft
+      yield* storage.close
+    }).pipe(on()))
+
   it.effect("does not hide why the program failed", () =>
     Effect.gen(function*() {
       yield* fail("close", "EIO", closesOfLook + 1)

@@ -5,6 +5,7 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
+import * as Option from "effect/Option"
 import * as Scope from "effect/Scope"
 import { randomBytes } from "node:crypto"
 import { watch } from "node:fs"
@@ -18,11 +19,11 @@ import * as BlockStore from "../src/BlockStore.js"
 import * as DiskStorage from "../src/DiskStorage.js"
 import * as SimulatedSyscalls from "../src/SimulatedSyscalls.js"
 import { temporaryDirectory } from "./engines/engines.js"
-import { assertNothingLeft, exitCode, start } from "./signals/processes.js"
+import { assertNothingLeft, exitCode, start, testTimeout } from "./signals/processes.js"
 
 const blockBytes = 64 * 1024
 const env = {
-  PORT: "0",
+  SERVICE_PORT: "0",
   SERVICE_BLOCK_BYTES: String(blockBytes),
   DYN_KVBM_DISK_ZEROFILL_FALLBACK: "true"
 }
@@ -120,7 +121,8 @@ describe("the service", () => {
       givenUp.destroy()
       yield* transfers(1)
       yield* running.signal("SIGTERM", "leader")
-      yield* Effect.sleep("300 millis")
+      // The drain has begun.
+      yield* Effect.repeat(Effect.option(Effect.tryPromise(() => fetch(url))), { until: Option.isNone })
       const answer = yield* Effect.zipLeft(
         Effect.zipRight(Effect.sync(() => slow.end(block.subarray(1000))), answered(slow)),
         Effect.void
@@ -146,10 +148,12 @@ describe("the service", () => {
 interface Simulated extends Partial<TransferOptions> {
   readonly capacity?: number
   readonly drainSeconds?: number
+  /** What is offloaded is never answered, and cannot be interrupted. */
+  readonly hangs?: boolean
 }
 
 /** The service in this process, on a simulated disk, with a door before each transfer of the store. */
-const simulated = ({ capacity = 8, ...given }: Simulated = {}) =>
+const simulated = ({ capacity = 8, hangs = false, ...given }: Simulated = {}) =>
   Effect.gen(function*() {
     const options = { blockBytes, buffers: 1, queue: 4, bodySeconds: 60, drainSeconds: 60, ...given }
     const storage = yield* DiskStorage.make({ size: capacity * options.blockBytes })
@@ -157,7 +161,7 @@ const simulated = ({ capacity = 8, ...given }: Simulated = {}) =>
     const door = Effect.unsafeMakeLatch(true)
     const behindTheDoor: BlockStore.BlockStore = {
       ...store,
-      offload: (...batch) => door.whenOpen(store.offload(...batch)),
+      offload: (...batch) => hangs ? Effect.uninterruptible(Effect.never) : door.whenOpen(store.offload(...batch)),
       onboard: (...batch) => door.whenOpen(store.onboard(...batch))
     }
     const scope = yield* Scope.make()
@@ -474,5 +478,16 @@ describe("the service on a simulated disk", () => {
       yield* gone(response)
       assert.isFalse(response.complete)
       assert.deepStrictEqual(yield* store.hashes, [1n])
+    }).pipe(Effect.provide(engine())))
+
+  it.scopedLive("being stopped, it ends although the disk never answers, and logs the transfer", () =>
+    Effect.gen(function*() {
+      const lines = Array<string>()
+      const logger = Logger.make(({ message }) => void lines.push(String(message)))
+      const { open, stop, transfers } = yield* simulated({ drainSeconds: 0.05, hangs: true })
+      open("PUT", path(1), { "content-length": blockBytes }).on("error", () => {}).end(block)
+      yield* transfers(1)
+      yield* Effect.provide(stop, Logger.replace(Logger.defaultLogger, logger))
+      assert.include(lines.join("\n"), "1 transfers still wait for the disk")
     }).pipe(Effect.provide(engine())))
 })

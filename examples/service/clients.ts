@@ -42,7 +42,9 @@ export const ask = (
   Effect.async((resume) => {
     const fail = (error: Error) => resume(new Failed({ message: `${method}: ${error.message}` }))
     const headers = body === undefined ? {} : { "content-length": body.byteLength }
-    const asked = request({ host: url.hostname, port: url.port, path, agent, method, headers }, (response) => {
+    // The brackets of an IPv6 address belong to the URL, and are no part of the address.
+    const host = url.hostname.replace(/^\[(.*)\]$/, "$1")
+    const asked = request({ host, port: url.port, path, agent, method, headers }, (response) => {
       const status = response.statusCode ?? 0
       let text = ""
       let same = true

@@ -21,7 +21,7 @@ import { Stats } from "./api.js"
 import * as Child from "./child.js"
 import * as Clients from "./clients.js"
 import { Failed } from "./clients.js"
-import { config, defaultSize } from "./config.js"
+import { config, defaultSize, explained } from "./config.js"
 
 /** Left on the disk for everybody else. */
 const reserve = 10 * 2 ** 30
@@ -60,6 +60,7 @@ const options = {
 const room = Effect.gen(function*() {
   const { blockBytes, directory } = yield* config
   const { size } = yield* DiskStorageConfig.options({ blockBytes, size: defaultSize })
+  yield* Console.log(`cache directory ${resolve(directory)}`)
   let there = resolve(directory)
   while (!existsSync(there)) there = dirname(there)
   const { bavail, bsize } = yield* Effect.try({
@@ -211,7 +212,7 @@ const here = (given: Given & { readonly bare: boolean }) =>
   Effect.gen(function*() {
     yield* room
     const { blockBytes, buffers } = yield* config
-    const service = yield* Child.start("main", [], { HOST: "127.0.0.1", PORT: "0" })
+    const service = yield* Child.start("main", [], { SERVICE_HOST: "127.0.0.1", SERVICE_PORT: "0" })
     yield* Effect.flatMap(
       Alone.make(buffers),
       (alone) => measure(new URL(service.url), Option.some(service.usage), given, Option.some(alone))
@@ -229,7 +230,7 @@ const command = Command.make("service:load", options, ({ url, ...given }) =>
 Command.run(command, { name: "service:load", version: "0.1.0" })(process.argv).pipe(
   Effect.tapError((error) =>
     // What is wrong with the arguments has been printed by the parser.
-    ValidationError.isValidationError(error) ? Effect.void : Console.error(error.message)
+    ValidationError.isValidationError(error) ? Effect.void : Console.error(explained(error))
   ),
   Effect.tapDefect((defect) => Console.error(Cause.pretty(defect))),
   Effect.provide(NodeContext.layer),

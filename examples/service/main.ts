@@ -1,14 +1,17 @@
 /** `npm run service`: blocks over HTTP, until Ctrl-C or SIGTERM, which let transfers end and leave no file. */
 import * as NodeFileSystem from "@effect/platform-node/NodeFileSystem"
 import { BlockStore, DirectIo, Linux, ProcessRuntime } from "effect-disk-storage"
+import * as Cause from "effect/Cause"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import { config, defaultSize } from "./config.js"
+import { resolve } from "node:path"
+import { config, defaultSize, explained } from "./config.js"
 import { serve } from "./server.js"
 
 const program = Effect.gen(function*() {
   const { blockBytes, directory, ...options } = yield* config
+  yield* Console.log(`cache directory ${resolve(directory)}`)
   const StoreLayer = BlockStore.layerConfig({ blockBytes, size: defaultSize })
   yield* Effect.gen(function*() {
     const { verdict } = yield* DirectIo.inspect(directory)
@@ -24,5 +27,7 @@ program.pipe(
   // Nobody collects spans here, and a request has some ten.
   Effect.withTracerEnabled(false),
   Effect.onInterrupt(() => Console.log("stopped, and released")),
-  ProcessRuntime.runMain
+  Effect.tapError((error) => Console.error(explained(error))),
+  Effect.tapDefect((defect) => Console.error(Cause.pretty(defect))),
+  ProcessRuntime.runMain({ disableErrorReporting: true })
 )

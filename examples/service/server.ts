@@ -9,12 +9,14 @@ import * as HttpServerRequest from "@effect/platform/HttpServerRequest"
 import * as HttpServerResponse from "@effect/platform/HttpServerResponse"
 import { BlockStore } from "effect-disk-storage"
 import type { DirectIo } from "effect-disk-storage"
+import * as Clock from "effect/Clock"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 import { createServer } from "node:http"
-import type { Server } from "node:http"
+import { cannotListen, urlOf } from "./address.js"
 import { Api } from "./api.js"
+import * as Connections from "./connections.js"
 import * as Service from "./service.js"
 import * as Transfers from "./transfers.js"
 
@@ -24,7 +26,7 @@ export interface ServerOptions extends Omit<Transfers.TransferOptions, "blockByt
   readonly port: number
   /** Of the doctor on the directory. */
   readonly verdict: DirectIo.DirectIoReport["verdict"]
-  /** How long transfers may take to end once the service is being stopped. */
+  /** How long requests may take to end once the service is being stopped. */
   readonly drainSeconds: number
 }
 
@@ -35,63 +37,85 @@ const scalar = { withDefaultFonts: false, telemetry: false }
 const maxConnections = 4096
 /** Bytes of a body that is no block. */
 const maxBodyBytes = 1024 * 1024
+/** For which transfers of clients that were cut are waited for. */
+const diskSeconds = 5
 
 /**
  * What no handler gets to see. Of a connection, a request that comes before the last one was answered: Node tells its response nothing of
  * the end of the connection, so that it would keep its buffer for ever. And a body that says it is a form: the platform writes
  * the files in it to a disk before anything looks at them.
  */
-const guard = HttpMiddleware.make((app) =>
-  Effect.flatMap(HttpServerRequest.HttpServerRequest, (request) => {
-    const message = NodeHttpServerRequest.toIncomingMessage(request)
-    if (NodeHttpServerRequest.toServerResponse(request).socket === null) {
-      message.socket.destroy()
-      return Effect.interrupt
+const guard = (transfers: Transfers.Transfers["Type"]) =>
+  HttpMiddleware.make((app) =>
+    Effect.gen(function*() {
+      const request = yield* HttpServerRequest.HttpServerRequest
+      const message = NodeHttpServerRequest.toIncomingMessage(request)
+      if (NodeHttpServerRequest.toServerResponse(request).socket === null) {
+        message.socket.destroy()
+        return yield* Effect.interrupt
+      }
+      // The connection ends with the answer. /health has an answer of its own.
+      if ((yield* transfers.isStopping) && request.url !== "/health") {
+        return HttpServerResponse.unsafeJson({ _tag: "Stopping" }, { status: 503 })
+      }
+      const type = request.headers["content-type"] ?? "application/json"
+      return request.method === "POST" && !/^application\/json\s*(;|$)/i.test(type)
+        ? HttpServerResponse.empty({ status: 415 })
+        : yield* app
+    })
+  )
+
+/** Waits until it holds, for at most so long; false when it does not by then. A finalizer cannot be interrupted. */
+const within = (seconds: number, holds: Effect.Effect<boolean>) =>
+  Effect.gen(function*() {
+    const end = (yield* Clock.currentTimeNanos) + BigInt(Math.round(seconds * 1e9))
+    while (!(yield* holds)) {
+      if ((yield* Clock.currentTimeNanos) >= end) return false
+      yield* Effect.sleep("10 millis")
     }
-    const type = request.headers["content-type"] ?? "application/json"
-    return request.method === "POST" && !/^application\/json\s*(;|$)/i.test(type)
-      ? Effect.succeed(HttpServerResponse.empty({ status: 415 }))
-      : app
+    return true
   })
-)
 
-/** How many requests are not answered to the last byte yet, of connections that still are. */
-const openRequests = (server: Server) => {
-  let open = 0
-  server.on("request", (_, response) => {
-    // One that waits behind another is not answered, and told of no end.
-    if (response.socket === null) return
-    open++
-    response.once("close", () => open--)
-  })
-  return () => open
-}
-
-/** Accepts no connection, lets what runs end, then cuts what is left; done when no buffer is in use. */
-const drain = (server: Server, open: () => number, transfers: Transfers.Transfers["Type"], seconds: number) =>
+/**
+ * Refuses what is new, lets what runs end, then cuts and logs what is left. Its time is bounded, whatever clients do.
+ *
+ * Nothing in here is interruptible: a program that is stopped by a signal runs its finalizers on a fibre that has been
+ * interrupted, and there an interruptible effect ends before its first step.
+ */
+const drain = (connections: Connections.Connections, transfers: Transfers.Transfers["Type"], seconds: number) =>
   Effect.gen(function*() {
     yield* transfers.stop
-    yield* Effect.sync(() => server.close())
-    const idle = Effect.gen(function*() {
-      while (open() > 0 || (yield* transfers.active) > 0) yield* Effect.sleep("10 millis")
-    })
-    yield* Effect.timeoutOption(idle, `${seconds} seconds`)
-    yield* Effect.sync(() => server.closeAllConnections())
-    yield* idle
-  }).pipe(Effect.interruptible)
+    yield* Effect.sync(connections.stop)
+    const idle = Effect.map(transfers.active, (active) => active === 0 && connections.open() === 0)
+    yield* within(seconds, idle)
+    for (const line of yield* Effect.sync(connections.cut)) {
+      yield* Effect.logWarning(`cut when the drain of ${seconds} s was over: ${line}`)
+    }
+    // A transfer waits for no client now. One that the disk has not ended is waited for by the store, with its own limits.
+    if (!(yield* within(diskSeconds, idle))) {
+      yield* Effect.logError(`${yield* transfers.active} transfers still wait for the disk`)
+    }
+  })
 
-/** Serves; what its address is. The store must outlive the Scope. */
+/** Serves, and returns its URL. The store must outlive the Scope. */
 export const serve = (options: ServerOptions) =>
   Effect.gen(function*() {
     const store = yield* BlockStore.BlockStore
     const transfers = yield* Transfers.make({ ...options, blockBytes: store.blockBytes })
     const nodeServer = createServer({ noDelay: true })
     nodeServer.maxConnections = maxConnections
-    const open = openRequests(nodeServer)
-    const server = yield* NodeHttpServer.make(() => nodeServer, { host: options.host, port: options.port })
+    const connections = Connections.track(nodeServer)
+    const { host, port } = options
+    const server = yield* Effect.uninterruptibleMask((restore) =>
+      Effect.zipLeft(
+        restore(NodeHttpServer.make(() => nodeServer, { host, port })),
+        // The finalizer of the server waits for every connection: there are none when it begins.
+        Effect.addFinalizer(() => Effect.sync(connections.cut))
+      )
+    ).pipe(Effect.mapError(({ cause }) => cannotListen(host, port, cause)))
     const ApiLive = HttpApiBuilder.api(Api).pipe(Layer.provide([Service.blocks, Service.operations]))
     const bounded = HttpServerRequest.withMaxBodySize(Option.some(maxBodyBytes))
-    const Live = HttpApiBuilder.serve((app) => guard(bounded(app))).pipe(
+    const Live = HttpApiBuilder.serve((app) => guard(transfers)(bounded(app))).pipe(
       Layer.provide([HttpApiScalar.layer({ scalar }), HttpApiBuilder.middlewareOpenApi()]),
       Layer.provide(ApiLive),
       Layer.provide([
@@ -103,6 +127,8 @@ export const serve = (options: ServerOptions) =>
       ])
     )
     yield* Layer.build(Live)
-    yield* Effect.addFinalizer(() => drain(nodeServer, open, transfers, options.drainSeconds))
-    return HttpServer.formatAddress(server.address)
+    // An upgraded connection is no longer the server's, and nothing here speaks another protocol.
+    nodeServer.removeAllListeners("upgrade")
+    yield* Effect.addFinalizer(() => drain(connections, transfers, options.drainSeconds))
+    return urlOf(nodeServer)
   })

@@ -39,6 +39,24 @@ export class Transfers extends Context.Tag("service/Transfers")<Transfers, {
   ) => Effect.Effect<HttpServerResponse.HttpServerResponse, never, HttpServerRequest.HttpServerRequest>
 }>() {}
 
+/** How much of a block has passed. */
+export interface Progress {
+  readonly direction: "received" | "sent"
+  bytes: number
+  readonly of: number
+}
+
+const progress = new WeakMap<ServerResponse, Progress>()
+
+/** Undefined where the request moves no block, or waits for a buffer. */
+export const progressOf = (response: ServerResponse): Readonly<Progress> | undefined => progress.get(response)
+
+const begin = (response: ServerResponse, direction: Progress["direction"], of: number): Progress => {
+  const begun: Progress = { direction, bytes: 0, of }
+  progress.set(response, begun)
+  return begun
+}
+
 /** Nothing of the rest of the body is awaited: answered, the connection ends. */
 const refuse = <E>(message: IncomingMessage, response: ServerResponse, error: E) =>
   Effect.suspend(() => {
@@ -51,7 +69,7 @@ const refuse = <E>(message: IncomingMessage, response: ServerResponse, error: E)
 const receive = (message: IncomingMessage, response: ServerResponse, into: Uint8Array, seconds: number) =>
   Effect.async<void, WrongLength | TooLarge | TooSlow>((resume) => {
     const expected = into.byteLength
-    let received = 0
+    const received = begin(response, "received", expected)
     const stop = () => {
       clearTimeout(timer)
       message.off("data", onData).off("end", onEnd).off("error", onError)
@@ -61,16 +79,20 @@ const receive = (message: IncomingMessage, response: ServerResponse, into: Uint8
       resume(how)
     }
     const onData = (chunk: Uint8Array) => {
-      if (received + chunk.byteLength > expected) end(refuse(message, response, new TooLarge({ expected })))
+      if (received.bytes + chunk.byteLength > expected) end(refuse(message, response, new TooLarge({ expected })))
       else {
-        into.set(chunk, received)
-        received += chunk.byteLength
+        into.set(chunk, received.bytes)
+        received.bytes += chunk.byteLength
       }
     }
     const onEnd = () =>
-      end(received === expected ? Effect.void : Effect.fail(new WrongLength({ expected, actual: received })))
+      end(
+        received.bytes === expected
+          ? Effect.void
+          : Effect.fail(new WrongLength({ expected, actual: received.bytes }))
+      )
     // The connection broke: nobody hears the answer, and `close` of the response interrupts the request.
-    const onError = () => end(Effect.fail(new WrongLength({ expected, actual: received })))
+    const onError = () => end(Effect.fail(new WrongLength({ expected, actual: received.bytes })))
     const timer = setTimeout(() => end(refuse(message, response, new TooSlow({ seconds }))), seconds * 1000)
     message.on("data", onData).on("end", onEnd).on("error", onError)
     return Effect.sync(() => {
@@ -80,9 +102,13 @@ const receive = (message: IncomingMessage, response: ServerResponse, into: Uint8
     })
   })
 
+/** Bytes that are given to the kernel at once. */
+const pieceBytes = 256 * 1024
+
 /**
  * Written here, and not by the platform, which tells of no end where the connection breaks: the buffer is free once the kernel has taken
- * the last byte, or the connection is gone. It is not before, so no interruption is heard.
+ * the last byte, or the connection is gone. It is not before, so no interruption is heard. In pieces, one after the other, so that it
+ * is known how much the kernel has taken.
  */
 const send = (response: ServerResponse, bytes: Uint8Array, seconds: number) =>
   Effect.uninterruptible(Effect.async<void>((resume) => {
@@ -100,7 +126,19 @@ const send = (response: ServerResponse, bytes: Uint8Array, seconds: number) =>
       "content-length": bytes.byteLength,
       // It holds whatever a client has put, and is to be shown to nobody.
       "x-content-type-options": "nosniff"
-    }).end(bytes)
+    })
+    const sent = begin(response, "sent", bytes.byteLength)
+    const next = () => {
+      const end = sent.bytes + pieceBytes
+      if (end >= bytes.byteLength) return void response.end(bytes.subarray(sent.bytes))
+      response.write(bytes.subarray(sent.bytes, end), (error) => {
+        // The connection is gone, and `close` follows.
+        if (error) return
+        sent.bytes = end
+        next()
+      })
+    }
+    next()
   }))
 
 const ofNode = Effect.map(HttpServerRequest.HttpServerRequest, (request) => ({

@@ -266,14 +266,21 @@ const acquire = (
     }
   })
 
-/** A scope that ends with `outer`, whose end waits also for a close that has begun earlier and is still under way. */
+/**
+ * A scope that ends with `outer`, whose end waits also for a close that has begun earlier and is still under way. Uninterruptible as a
+ * whole: `Scope.addFinalizer`, unlike `Effect.addFinalizer`, leaves a finalizer as interruptible as the fibre that closes `outer`, and an
+ * interruption between two steps would skip the rest of them.
+ */
 const forkAwaited = (outer: Scope.Scope) =>
   Effect.gen(function*() {
     const link = yield* Scope.fork(outer, ExecutionStrategy.sequential)
     const scope = yield* Scope.make()
     const ended = yield* Deferred.make<void>()
     yield* Scope.addFinalizer(scope, Effect.zipRight(Deferred.succeed(ended, undefined), Scope.close(link, Exit.void)))
-    yield* Scope.addFinalizerExit(link, (exit) => Effect.zipRight(Scope.close(scope, exit), Deferred.await(ended)))
+    yield* Scope.addFinalizerExit(
+      link,
+      (exit) => Effect.uninterruptible(Effect.zipRight(Scope.close(scope, exit), Deferred.await(ended)))
+    )
     return { scope, ended }
   })
 
