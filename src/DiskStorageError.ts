@@ -219,8 +219,29 @@ export class ExtentsUnavailable extends Schema.TaggedError<ExtentsUnavailable>(i
 }
 
 /**
+ * A limit on memory: of a cgroup, whose directory is `path`, or of the machine (`/proc/meminfo`). All in bytes. `reclaimable` is the part
+ * of `usage` that the kernel can take back: pages of files that are not in active use.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export const MemoryLimit = Schema.Struct({
+  path: Schema.String,
+  limit: Schema.Number,
+  usage: Schema.Number,
+  reclaimable: Schema.Number
+})
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export type MemoryLimit = typeof MemoryLimit.Type
+
+/**
  * The filesystem said, before anything was allocated, that it has less room than the file takes. What its count is too low for now and
- * then is asked for all the same (see `DiskStorage.make`).
+ * then is asked for all the same (see `DiskStorage.make`). With `memory`: the filesystem lies in memory (tmpfs, ramfs), and that limit
+ * leaves less. The kernel would kill the process instead of refusing the allocation.
  *
  * @since 0.1.0
  * @category errors
@@ -232,11 +253,19 @@ export class InsufficientSpace extends Schema.TaggedError<InsufficientSpace>(id(
     /** bytes of the file */
     needed: Schema.Number,
     /** bytes that this process may take, of which root may take all */
-    available: Schema.Number
+    available: Schema.Number,
+    memory: Schema.optional(MemoryLimit)
   }
 ) {
   override get message(): string {
-    return `No room for ${this.needed} bytes at ${this.path}: the filesystem has ${this.available} left. Nothing was allocated. Free space, ask for a smaller DYN_KVBM_DISK_CACHE_GB, or use another DYN_KVBM_DISK_CACHE_DIR.`
+    const smaller = "ask for a smaller DYN_KVBM_DISK_CACHE_GB, or use another DYN_KVBM_DISK_CACHE_DIR"
+    const noRoom = `No room for ${this.needed} bytes at ${this.path}:`
+    if (this.memory === undefined) {
+      return `${noRoom} the filesystem has ${this.available} left. Nothing was allocated. Free space, ${smaller}.`
+    }
+    const { limit, path, reclaimable, usage } = this.memory
+    const whose = path.startsWith("/proc/") ? "this machine has" : `the memory cgroup ${path} is limited to`
+    return `${noRoom} its filesystem lies in memory, and ${whose} ${limit} bytes, of which ${usage} are in use, ${reclaimable} of those reclaimable: ${this.available} are left. Nothing was allocated; the kernel would have killed this process. Raise the limit, ${smaller} on a disk.`
   }
 }
 

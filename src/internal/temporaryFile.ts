@@ -23,7 +23,7 @@ import {
   ReleaseFailed
 } from "../DiskStorageError.js"
 import type { IoEngine } from "../IoEngine.js"
-import type { Statfs, SyscallError, Syscalls } from "../Syscalls.js"
+import type { Statfs, Statx, SyscallError, Syscalls } from "../Syscalls.js"
 import { errnos, FALLOC_FL_WRITE_ZEROES, FS_NOCOW_FL } from "../Syscalls.js"
 import * as directoryPolicy from "./directoryPolicy.js"
 import { mapOf } from "./extents.js"
@@ -41,6 +41,7 @@ import {
 import type { PageCache } from "./filesystems.js"
 import * as keptFile from "./keptFile.js"
 import * as linkedFiles from "./linkedFiles.js"
+import { isInMemory, memoryOf, tightest } from "./memoryLimit.js"
 import { observeRead, observeWrite } from "./observe.js"
 import type { ResolvedOptions } from "./options.js"
 import { namePrefix } from "./options.js"
@@ -516,9 +517,18 @@ const checkSpace = (
   { path }: TemporaryFile,
   fd: number,
   answered: Statfs,
+  statx: Statx,
   needed: number
 ): Effect.Effect<void, CreateFailed | InsufficientSpace> =>
   Effect.gen(function*() {
+    // The kernel does not refuse what is above a limit on memory: it kills.
+    if (yield* isInMemory(syscalls, answered.type, statx)) {
+      const tight = yield* tightest(syscalls)
+      if (tight !== undefined && tight.available < memoryOf(needed)) {
+        const { available, ...memory } = tight
+        return yield* new InsufficientSpace({ path, needed, available, memory })
+      }
+    }
     const isRoot = (yield* syscalls.geteuid) === 0
     const roomOf = ({ available, free, total }: Statfs) => total === 0 ? Infinity : isRoot ? free : available
     if (answered.type === BTRFS || roomOf(answered) >= needed) return
@@ -646,7 +656,7 @@ export const prepare = (
     const length = Math.ceil(options.size / unit) * unit
     const labelAt = label === undefined ? undefined : length
     const fileBytes = keepAt === undefined ? length : keptFile.lengthOf(options.size, unit)
-    if (label === undefined) yield* checkSpace(syscalls, file, fd, statfs, fileBytes)
+    if (label === undefined) yield* checkSpace(syscalls, file, fd, statfs, statx, fileBytes)
     const accepted = options.directIo === "proven"
       ? yield* prove(syscalls, file, fd, filesystem.name, pageCacheOf(type, statx), unit, labelAt, said)
       : said
