@@ -429,6 +429,11 @@ export const ProgressListener: Context.Reference<
 export interface SweepOptions {
   /** Remove nothing, and tell what would be removed. Default false. */
   readonly dryRun?: boolean | undefined
+  /**
+   * Remove files whose locks do not tell whether their owner lives (FUSE, NFS, Lustre, …), too, unless somebody on this host is seen to
+   * have them locked. Only for a directory that no process uses, on other hosts neither. Default false.
+   */
+  readonly force?: boolean | undefined
 }
 
 /**

@@ -98,9 +98,6 @@ const is = (...codes: ReadonlyArray<keyof typeof errnos>) => {
 const isDirectoryAtFault = is("ENOENT", "ENOTDIR", "EACCES", "EPERM", "EROFS", "ENAMETOOLONG", "ELOOP")
 const isNoRoom = is("ENOSPC", "EDQUOT", "EFBIG")
 const isUnsupported = is("EOPNOTSUPP", "ENOSYS")
-/** How sandboxes and old kernels say that they have no such locks. */
-const isLockUnsupported = (error: SyscallError) =>
-  error.syscall === "fcntlSetLock" && is("EINVAL", "ENOLCK", "ENOSYS", "EOPNOTSUPP")(error)
 /** How kernels say no to a mode of fallocate that they, or the device, do not know. */
 const isWriteZeroesRefused = is("EOPNOTSUPP", "ENOSYS", "EINVAL")
 /** How the kernel says no to O_DIRECT. */
@@ -138,6 +135,20 @@ export const checkDirectory = (
   )
 
 /**
+ * A lock that may be unknown on other hosts still protects the file from a forced sweep on this one. Nothing depends on it: such a
+ * filesystem may answer anything.
+ */
+const lockedForThisHost = (syscalls: Syscalls, file: TemporaryFile, created: number): Effect.Effect<boolean> =>
+  Effect.uninterruptible(Effect.gen(function*() {
+    const lock = yield* Effect.orElseSucceed(fileLock.lock(syscalls, file.path), () => undefined)
+    if (lock?._tag !== "Locked") return true
+    const statx = yield* Effect.orElseSucceed(syscalls.statx(created), () => undefined)
+    if (statx !== undefined && fileLock.isSameFile(lock.statx, statx)) file.lock = lock.fd
+    else yield* Effect.ignore(syscalls.close(lock.fd))
+    return true
+  }))
+
+/**
  * Whether the file is this process', and locked where locks tell that; false when a sweep was first, or has it just now, and took it for
  * one without an owner.
  */
@@ -148,10 +159,10 @@ const locked = (
 ): Effect.Effect<boolean, SyscallError> =>
   Effect.gen(function*() {
     const { type } = yield* syscalls.fstatfs(created)
-    if (!locksAreTrusted(type)) return true
+    if (!locksAreTrusted(type)) return yield* lockedForThisHost(syscalls, file, created)
     const lock = yield* Effect.catchIf(
       fileLock.lock(syscalls, file.path),
-      isLockUnsupported,
+      fileLock.isUnsupported,
       (cause) =>
         Effect.annotateLogs(
           Effect.logWarning("a storage cannot be locked, and a sweep may take its name away", cause),
