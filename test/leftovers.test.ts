@@ -258,7 +258,7 @@ describeReal("small ext4", { name: "leftovers on FUSE", tools: ["bindfs"] }, (it
       for (const path of [below, directory]) mkdirSync(path)
       yield* Effect.acquireRelease(command("bindfs", below, directory), () => command("umount", directory))
       yield* Effect.scoped(Effect.gen(function*() {
-        const task = { directory, size: 12 * 1024 ** 2, directIo: "preferred" } as const
+        const task = { directory, size: 12 * 1024 ** 2, directIo: "preferred", fallback: "zero-fill" } as const
         const neighbour = yield* startChild(task)
         const lives = yield* neighbour.step("acquire")
         const kills = yield* Effect.forEach(

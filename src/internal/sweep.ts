@@ -138,7 +138,7 @@ const leftoversOf = (directory: string, found: ReadonlyArray<Found>) => {
   return {
     unused: tallyOf(unused.map(({ finding }) => finding)),
     others: tallyOf(others.map(({ finding }) => finding)),
-    command: `effect-disk-storage sweep${force} ${quoted(directory)}`
+    command: `effect-disk-storage sweep${force} ${quoted(directory.replace(/\/+$/, "") || "/")}`
   }
 }
 
