@@ -93,12 +93,12 @@ export interface DiskStorageOptions {
    * of this path. Until it is kept the file has a name of its own, and is gone at release: what is taken up can be taken up once, and
    * there is nothing to take up after a crash. Who of two processes is second gets a new file. What is at the path and was not kept by a
    * storage, or cannot be read or renamed by this process, is not touched: a warning tells of it. What was kept and does not fit is
-   * removed, with a warning. Its name must not begin like those of temp files, which are swept.
+   * removed, with a warning: another size, a file that was cut or has grown, a label that is damaged. Its name must not begin like those of temp files, which are swept.
    */
   readonly keepAt?: string | undefined
   /**
    * Before the first storage that this process makes in a directory, `sweep` it: files that killed processes have left give their
-   * space back. Default true.
+   * space back. Files that it leaves, and all leftovers where it is false, are counted in one warning. Default true.
    */
   readonly sweep?: boolean | undefined
   /**
@@ -434,6 +434,11 @@ export const ProgressListener: Context.Reference<
 export interface SweepOptions {
   /** Remove nothing, and tell what would be removed. Default false. */
   readonly dryRun?: boolean | undefined
+  /**
+   * Remove files whose locks do not tell whether their owner lives (FUSE, NFS, Lustre, …), too, unless somebody on this host is seen to
+   * have them locked. Only for a directory that no process uses, on other hosts neither. Default false.
+   */
+  readonly force?: boolean | undefined
 }
 
 /**
@@ -476,7 +481,7 @@ export type SweepReport = typeof SweepReport.Type
  * Removes the temp files of this user in `directory` whose owner is gone, and tells what it found. An owner has its file locked for as
  * long as it lives, whatever process, container or mount of the same filesystem it is in; that lock is what is looked at. Nothing else is
  * touched: no file of another name, such as those of the Rust original or those that are kept; no link; no other user's file; nothing where the
- * locks of a filesystem do not tell (all but ext2, ext3, ext4, xfs, btrfs, tmpfs and overlay). Any number of sweeps may run beside
+ * locks of a filesystem do not tell (all but ext2, ext3, ext4, xfs, btrfs, tmpfs and overlay), unless `force` is set. Any number of sweeps may run beside
  * each other and beside storages that are being made.
  *
  * Two things it cannot see: an overlay's upper directory, swept from outside of the overlay, where locks taken through it are not seen; and
@@ -498,6 +503,9 @@ export const sweep: (
  * file would be sparse, or the filesystem would compress what is written to it. fallocate alone knows whether there is room. It is asked
  * without a look at the count on btrfs, whose count lags, and where there is no count; another process may be faster; a quota need not
  * be in the count: what fallocate refuses is `OutOfSpace`.
+ *
+ * On tmpfs and ramfs it also compares the size with the memory limits of its cgroups and of the machine, and names the tightest one. Above
+ * a limit the kernel kills the process instead of refusing. The check is a look: other processes can take the memory afterwards.
  *
  * @example
  * ```ts

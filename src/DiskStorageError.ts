@@ -222,9 +222,65 @@ export class ExtentsUnavailable extends Schema.TaggedError<ExtentsUnavailable>(i
   }
 }
 
+const Tally = Schema.Struct({ files: Schema.Number, bytes: Schema.Number })
+
+/**
+ * Files of this library that take space in `directory`; bytes as they hold them on the disk. `unused`: temp files of this user that no
+ * process is seen to use; `command` removes them, after `--force` also where locks do not tell about other hosts. `others`: temp files of
+ * other users, in use or not. `kept`: storages that were kept, of any size and name.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export const Leftovers = Schema.Struct({
+  directory: Schema.String,
+  unused: Tally,
+  others: Tally,
+  kept: Tally,
+  command: Schema.String
+})
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export type Leftovers = typeof Leftovers.Type
+
+const leftoversText = (leftovers: Leftovers | undefined): string => {
+  if (leftovers === undefined) return ""
+  const { command, directory, kept, others, unused } = leftovers
+  const of = ({ bytes, files }: typeof Tally.Type, what: string, remedy: string) =>
+    files === 0 ? "" : ` ${files} ${what} in ${directory} take ${bytes} bytes: ${remedy}.`
+  const caution = command.includes(" --force ") ? ", when no process uses the directory, also on other hosts" : ""
+  return of(unused, "temp files that no process is seen to use", `${command} removes them${caution}`) +
+    of(kept, "kept storages", "delete those that no keepAt names any more") +
+    of(others, "temp files of other users", "each user sweeps their own")
+}
+
+/**
+ * A limit on memory: of a cgroup, whose directory is `path`, or of the machine (`/proc/meminfo`). All in bytes. `reclaimable` is the part
+ * of `usage` that the kernel can take back: pages of files that are not in active use.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export const MemoryLimit = Schema.Struct({
+  path: Schema.String,
+  limit: Schema.Number,
+  usage: Schema.Number,
+  reclaimable: Schema.Number
+})
+
+/**
+ * @since 0.1.0
+ * @category models
+ */
+export type MemoryLimit = typeof MemoryLimit.Type
+
 /**
  * The filesystem said, before anything was allocated, that it has less room than the file takes. What its count is too low for now and
- * then is asked for all the same (see `DiskStorage.make`).
+ * then is asked for all the same (see `DiskStorage.make`). With `memory`: the filesystem lies in memory (tmpfs, ramfs), and that limit
+ * leaves less. The kernel would kill the process instead of refusing the allocation.
  *
  * @since 0.1.0
  * @category errors
@@ -236,11 +292,24 @@ export class InsufficientSpace extends Schema.TaggedError<InsufficientSpace>(id(
     /** bytes of the file */
     needed: Schema.Number,
     /** bytes that this process may take, of which root may take all */
-    available: Schema.Number
+    available: Schema.Number,
+    memory: Schema.optional(MemoryLimit),
+    leftovers: Schema.optional(Leftovers)
   }
 ) {
   override get message(): string {
-    return `No room for ${this.needed} bytes at ${this.path}: the filesystem has ${this.available} left. Nothing was allocated. Free space, ask for a smaller DYN_KVBM_DISK_CACHE_GB, or use another DYN_KVBM_DISK_CACHE_DIR.`
+    const smaller = "ask for a smaller DYN_KVBM_DISK_CACHE_GB, or use another DYN_KVBM_DISK_CACHE_DIR"
+    const noRoom = `No room for ${this.needed} bytes at ${this.path}:`
+    if (this.memory === undefined) {
+      return `${noRoom} the filesystem has ${this.available} left. Nothing was allocated. Free space, ${smaller}.${
+        leftoversText(this.leftovers)
+      }`
+    }
+    const { limit, path, reclaimable, usage } = this.memory
+    const whose = path.startsWith("/proc/") ? "this machine has" : `the memory cgroup ${path} is limited to`
+    return `${noRoom} its filesystem lies in memory, and ${whose} ${limit} bytes, of which ${usage} are in use, ${reclaimable} of those reclaimable: ${this.available} are left. Nothing was allocated; the kernel would have killed this process. Raise the limit, ${smaller} on a disk.${
+      leftoversText(this.leftovers)
+    }`
   }
 }
 
@@ -257,7 +326,8 @@ export class OutOfSpace extends Schema.TaggedError<OutOfSpace>(id("OutOfSpace"))
     method: Schema.Literal("fallocate", "zero-fill", "truncate", "prewrite"),
     /** bytes asked of the filesystem */
     needed: Schema.Number,
-    cause: SyscallError
+    cause: SyscallError,
+    leftovers: Schema.optional(Leftovers)
   }
 ) {
   override get message(): string {
@@ -266,7 +336,9 @@ export class OutOfSpace extends Schema.TaggedError<OutOfSpace>(id("OutOfSpace"))
       : this.cause.code === "EDQUOT"
       ? "the disk quota is used up"
       : "there is no space left"
-    return `No room for ${this.needed} bytes at ${this.path} (${this.method}): ${limit}. ${this.cause.message}. Ask for a smaller DYN_KVBM_DISK_CACHE_GB or use another DYN_KVBM_DISK_CACHE_DIR.`
+    return `No room for ${this.needed} bytes at ${this.path} (${this.method}): ${limit}. ${this.cause.message}. Ask for a smaller DYN_KVBM_DISK_CACHE_GB or use another DYN_KVBM_DISK_CACHE_DIR.${
+      leftoversText(this.leftovers)
+    }`
   }
 }
 

@@ -33,6 +33,7 @@ export const errnos = {
   EINTR: 4,
   EIO: 5,
   ENXIO: 6,
+  E2BIG: 7,
   EBADF: 9,
   EAGAIN: 11,
   ENOMEM: 12,
@@ -55,11 +56,13 @@ export const errnos = {
   EROFS: 30,
   EMLINK: 31,
   EPIPE: 32,
+  ERANGE: 34,
   ENAMETOOLONG: 36,
   ENOLCK: 37,
   ENOSYS: 38,
   ENOTEMPTY: 39,
   ELOOP: 40,
+  ENODATA: 61,
   EOVERFLOW: 75,
   ELIBACC: 79,
   EOPNOTSUPP: 95,
@@ -242,6 +245,34 @@ export const errnosBySyscall = {
     "ESTALE"
   ],
   close: ["EBADF", "EDQUOT", "EINTR", "EIO", "ENOSPC"],
+  fgetxattr: [
+    "E2BIG",
+    "EACCES",
+    "EBADF",
+    "EIO",
+    "ENODATA",
+    "ENOMEM",
+    "ENOSYS",
+    "EOPNOTSUPP",
+    "EPERM",
+    "ERANGE",
+    "ESTALE"
+  ],
+  fsetxattr: [
+    "E2BIG",
+    "EACCES",
+    "EBADF",
+    "EDQUOT",
+    "EIO",
+    "ENOMEM",
+    "ENOSPC",
+    "ENOSYS",
+    "EOPNOTSUPP",
+    "EPERM",
+    "ERANGE",
+    "EROFS",
+    "ESTALE"
+  ],
   fadvise: ["EBADF", "EINVAL", "ESPIPE"],
   cachestat: ["EBADF", "EFAULT", "EINVAL", "ENOSYS", "EOPNOTSUPP", "EPERM"],
   fiemap: ["EBADF", "EFAULT", "EINTR", "EINVAL", "EIO", "ENOMEM", "ENOTTY", "EOPNOTSUPP"],
@@ -493,6 +524,9 @@ export interface Syscalls {
   /** The effective user of this process, whose files it makes. */
   readonly geteuid: Effect.Effect<number>
   readonly close: (fd: number) => Effect.Effect<void, SyscallError>
+  /** Bytes of an extended attribute's value, which is put into `into`; `ENODATA` where there is none, `ERANGE` where it is longer. */
+  readonly fgetxattr: (fd: number, name: string, into: Uint8Array) => Effect.Effect<number, SyscallError>
+  readonly fsetxattr: (fd: number, name: string, value: Uint8Array) => Effect.Effect<void, SyscallError>
   readonly fadvise: (fd: number, offset: number, length: number, advice: number) => Effect.Effect<void, SyscallError>
   /** Linux 6.5 and later. */
   readonly cachestat: (fd: number, offset: number, length: number) => Effect.Effect<CacheStat, SyscallError>
@@ -570,6 +604,8 @@ export const layerNoop = (calls: Partial<Omit<Syscalls, TypeId>>): Layer.Layer<S
     readlink: notImplemented("readlink"),
     geteuid: Effect.succeed(0),
     close: notImplemented("close"),
+    fgetxattr: notImplemented("fgetxattr"),
+    fsetxattr: notImplemented("fsetxattr"),
     fadvise: notImplemented("fadvise"),
     cachestat: notImplemented("cachestat"),
     fiemap: notImplemented("fiemap"),

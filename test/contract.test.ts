@@ -121,6 +121,13 @@ const script = (directory: string) =>
     yield* ask("statx", kernel.statx(fd), ({ size }) => size)
     yield* ask("fdatasync", kernel.fdatasync(fd))
 
+    const attribute = "user.eds-contract"
+    yield* ask("fgetxattr of none", kernel.fgetxattr(fd, attribute, bytes))
+    yield* ask("fsetxattr", kernel.fsetxattr(fd, attribute, Uint8Array.of(1, 2, 3)))
+    yield* ask("fsetxattr again", kernel.fsetxattr(fd, attribute, Uint8Array.of(5, 6)))
+    yield* ask("fgetxattr", kernel.fgetxattr(fd, attribute, bytes), (count) => [count, bytes[0], bytes[1]])
+    yield* ask("fgetxattr of more than is wanted", kernel.fgetxattr(fd, attribute, bytes.subarray(0, 1)))
+
     yield* ask("set O_DIRECT", kernel.fcntlSetFlags(fd, O_RDWR | O_DIRECT))
     const aligned = (yield* AlignedBuffer.make(16_384)).bytes
     aligned.fill(7)
@@ -247,6 +254,8 @@ const script = (directory: string) =>
     yield* ask("fdatasync of no descriptor", kernel.fdatasync(noFd))
     yield* ask("statx of no descriptor", kernel.statx(noFd))
     yield* ask("fstatfs of no descriptor", kernel.fstatfs(noFd))
+    yield* ask("fgetxattr of no descriptor", kernel.fgetxattr(noFd, attribute, bytes))
+    yield* ask("fsetxattr of no descriptor", kernel.fsetxattr(noFd, attribute, bytes))
     yield* ask("close of no descriptor", kernel.close(noFd))
     return answers
   })

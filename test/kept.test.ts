@@ -10,6 +10,7 @@ import * as LogLevel from "effect/LogLevel"
 import * as Random from "effect/Random"
 import * as TestClock from "effect/TestClock"
 import {
+  appendFileSync,
   closeSync,
   existsSync,
   linkSync,
@@ -19,8 +20,10 @@ import {
   readdirSync,
   readFileSync,
   readSync,
+  rmSync,
   statSync,
   symlinkSync,
+  truncateSync,
   writeFileSync,
   writeSync
 } from "node:fs"
@@ -212,6 +215,9 @@ describe("the calls", () => {
         nothing,
         "fdatasync",
         nothing,
+        // What it is known by when it is cut.
+        "pread 0",
+        "fsetxattr",
         // To be locked, were it there.
         nothing,
         "pwrite 16384",
@@ -940,6 +946,112 @@ describeReal("ext4 on a direct loop", { name: "in the way of what is kept" }, (i
       assertBytes(readFileSync(join(directory, "other")), bytes, "the other name")
       assertBytes(readFileSync(keepAt).subarray(0, size), pattern(size, 4), "what is kept now")
     }))
+
+  /** What may have become of a kept file, and what the log says of it then. */
+  const misfits: ReadonlyArray<readonly [string, (path: string) => void, RegExp]> = [
+    ["that was cut by a byte", (path) => truncateSync(path, statSync(path).size - 1), /long, and was kept with/],
+    ["that was cut by its label", (path) => truncateSync(path, statSync(path).size - 4096), /long, and was kept with/],
+    ["that was cut to less than a page", (path) => truncateSync(path, 1000), /it is 1000 bytes long, and was kept/],
+    ["that was cut to some bytes", (path) => truncateSync(path, 16), /it is 16 bytes long, and was kept/],
+    ["that is empty", (path) => writeFileSync(path, ""), /it is 0 bytes long, and was kept/],
+    ["that was cut and has a hole now", (path) => {
+      const { size } = statSync(path)
+      truncateSync(path, 50_000)
+      truncateSync(path, size)
+    }, /its label is damaged/],
+    ["that grew by a byte", (path) => appendFileSync(path, "x"), /long, and was kept with/],
+    ["that grew by pages", (path) => appendFileSync(path, new Uint8Array(3 * 4096)), /long, and was kept with/],
+    ["that grew by megabytes", (path) => truncateSync(path, 40_000_001), /it is 40000001 bytes long, and was kept/],
+    ["whose label has lost what it begins with", (path) => {
+      const file = openSync(path, "r+")
+      writeSync(file, new Uint8Array(16), 0, 16, statSync(path).size - 4096)
+      closeSync(file)
+    }, /its label is damaged/]
+  ]
+  for (const [what, change, reason] of misfits) {
+    it.scoped(`a kept file ${what} is replaced, and what is kept there next is taken up`, () =>
+      Effect.gen(function*() {
+        const directory = yield* freshPath
+        const keepAt = join(directory, "kept")
+        yield* keepContent(pattern(size, 3), { keepAt })
+        change(keepAt)
+        const { lines, value } = yield* warnings(Effect.scoped(Effect.gen(function*() {
+          const storage = yield* DiskStorage.make({ size, keepAt })
+          assert.isFalse(existsSync(keepAt))
+          assert.strictEqual(storage.keptAt?.takenUp, false)
+          yield* storage.writeBytes(0, pattern(size, 4))
+          yield* storage.keep
+          return true
+        })))
+        assert.isTrue(value)
+        assert.lengthOf(lines, 1)
+        assert.match(lines.join(), /^what was kept at .* is removed and not used: /)
+        assert.match(lines.join(), reason)
+        assertBytes((yield* takeContent({ size, keepAt })) ?? new Uint8Array(0), pattern(size, 4), "what is kept next")
+      }))
+
+    it.scoped(`a kept file ${what} while another storage lives is replaced by its keep`, () =>
+      Effect.gen(function*() {
+        const directory = yield* freshPath
+        const keepAt = join(directory, "kept")
+        yield* Effect.scoped(Effect.gen(function*() {
+          const storage = yield* DiskStorage.make({ size, keepAt })
+          yield* storage.writeBytes(0, pattern(size, 4))
+          yield* keepContent(pattern(size, 3), { keepAt })
+          change(keepAt)
+          yield* storage.keep
+        }))
+        assertBytes((yield* takeContent({ size, keepAt })) ?? new Uint8Array(0), pattern(size, 4), "what is kept next")
+      }))
+  }
+
+  it.scoped("a kept file that grew is known without its attribute, as a copy or an older version has none", () =>
+    Effect.gen(function*() {
+      for (const grow of [1, 4096, 500_000, 5_000_000]) {
+        const directory = yield* freshPath
+        const keepAt = join(directory, "kept")
+        yield* keepContent(pattern(size, 3), { keepAt })
+        const bytes = readFileSync(keepAt)
+        rmSync(keepAt)
+        writeFileSync(keepAt, bytes, { mode: 0o600 })
+        assertBytes((yield* takeContent({ size, keepAt })) ?? new Uint8Array(0), pattern(size, 3), "the copy")
+        writeFileSync(keepAt, bytes, { mode: 0o600 })
+        truncateSync(keepAt, bytes.byteLength + grow)
+        const { lines } = yield* warnings(keepContent(pattern(size, 4), { keepAt }))
+        assert.match(lines.join(), /is removed and not used: it is \d+ bytes long, and was kept with/, `${grow}`)
+        assertBytes((yield* takeContent({ size, keepAt })) ?? new Uint8Array(0), pattern(size, 4), `${grow}`)
+      }
+    }))
+
+  /** Other content at the path: `put` is given the bytes of a file that was kept there, whose inode it may write to. */
+  const foreign: ReadonlyArray<readonly [string, (path: string, kept: Uint8Array) => void]> = [
+    ["another content in the inode of a kept file", (path) => writeFileSync(path, pattern(30_000, 9))],
+    ["a short content in the inode of a kept file", (path) => writeFileSync(path, "notes")],
+    ["a kept file behind other content", (path, kept) => {
+      rmSync(path)
+      writeFileSync(path, Buffer.concat([pattern(4096, 9), kept, pattern(4096, 10)]))
+    }],
+    ["a label behind other content, elsewhere than it says", (path, kept) => {
+      rmSync(path)
+      writeFileSync(path, Buffer.concat([pattern(8192, 9), kept.subarray(-4096), pattern(100, 10)]))
+    }]
+  ]
+  for (const [what, put] of foreign) {
+    it.scoped(`${what} is not touched`, () =>
+      Effect.gen(function*() {
+        const directory = yield* freshPath
+        const keepAt = join(directory, "kept")
+        yield* keepContent(pattern(size, 3), { keepAt })
+        put(keepAt, readFileSync(keepAt))
+        const bytes = readFileSync(keepAt)
+        const { lines } = yield* warnings(Effect.scoped(Effect.gen(function*() {
+          const storage = yield* DiskStorage.make({ size, keepAt })
+          assert.deepInclude(yield* Effect.flip(storage.keep), { _tag: "KeepFailed", reason: "in the way" })
+        })))
+        assert.match(lines.join(), /a file that no storage has kept, is not touched/)
+        assertBytes(readFileSync(keepAt), bytes, what)
+      }))
+  }
 
   it.scoped("a torn label makes a new storage", () =>
     Effect.gen(function*() {

@@ -19,7 +19,7 @@ import * as BlockStore from "../src/BlockStore.js"
 import * as DiskStorage from "../src/DiskStorage.js"
 import * as SimulatedSyscalls from "../src/SimulatedSyscalls.js"
 import { temporaryDirectory } from "./engines/engines.js"
-import { assertNothingLeft, exitCode, start, testTimeout } from "./signals/processes.js"
+import { assertNothingLeft, exitCode, start } from "./signals/processes.js"
 
 const blockBytes = 64 * 1024
 const env = {

@@ -28,6 +28,7 @@ import { makeDoor } from "./door.js"
 import { mapOf } from "./extents.js"
 import { OpenFile } from "./ioQueue.js"
 import * as keptFile from "./keptFile.js"
+import { explained } from "./leftovers.js"
 import type { ResolvedOptions } from "./options.js"
 import { resolve } from "./options.js"
 import { make as makePatience } from "./patience.js"
@@ -117,7 +118,7 @@ const acquire = (
 
     const directory = yield* absolute(syscalls, options.directory)
     if (!options.trustDirectory) yield* temporaryFile.checkDirectory(syscalls, directory)
-    if (options.sweep) yield* sweepOnce(syscalls, directory)
+    yield* sweepOnce(syscalls, directory, options.sweep)
 
     // What is to be undone, in order; the finalizers run the other way: drain, registrations, unlink and close.
     const file = yield* Effect.acquireRelease(
@@ -133,8 +134,12 @@ const acquire = (
         )
     )
     // Should the scope end meanwhile, this is interrupted and waited for before the file is closed.
+    const prepare = Effect.catchAll(
+      temporaryFile.prepare(syscalls, engine, patience, options, file),
+      explained(syscalls)
+    )
     const preparing = yield* Effect.acquireRelease(
-      Effect.forkDaemon(Effect.interruptible(temporaryFile.prepare(syscalls, engine, patience, options, file))),
+      Effect.forkDaemon(Effect.interruptible(prepare)),
       (preparing) =>
         Effect.suspend(() =>
           preparing.unsafePoll() === null
@@ -207,7 +212,7 @@ const acquire = (
       )
       // While the storage can still be used: nothing is lost by these.
       yield* linked
-      yield* keptFile.checkFree(syscalls, file, keepAt)
+      yield* keptFile.checkFree(syscalls, file, keepAt, options.size)
       // From here on nobody changes the content, nor begins to; a lent descriptor and a registration could.
       yield* Effect.all([ioDoor.shut, door.close, ioDoor.close])
       yield* linked

@@ -15,6 +15,11 @@ export type Locked =
   /** Somebody else has it locked. */
   | { readonly _tag: "Held" }
 
+/** How sandboxes, servers and old kernels answer where they have no such locks. */
+export const isUnsupported = (error: SyscallError): boolean =>
+  error.syscall === "fcntlSetLock" &&
+  [errnos.EINVAL, errnos.ENOLCK, errnos.ENOSYS, errnos.EOPNOTSUPP].some((errno) => errno === error.errno)
+
 const isHeld = ({ errno }: SyscallError) => errno === errnos.EAGAIN || errno === errnos.EACCES
 
 export const isSameFile = (one: Statx, other: Statx): boolean =>

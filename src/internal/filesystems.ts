@@ -6,14 +6,16 @@ import { STATX_ATTR_DAX } from "../Syscalls.js"
 
 export const BTRFS = 0x9123_683e
 const TMPFS = 0x0102_1994
+const RAMFS = 0x8584_58f6
+export const OVERLAY = 0x794c_7630
 
 const names = new Map<number, string>([
   [0xef53, "ext2/ext3/ext4"],
   [0x5846_5342, "xfs"],
   [BTRFS, "btrfs"],
   [TMPFS, "tmpfs"],
-  [0x794c_7630, "overlay"],
-  [0x8584_58f6, "ramfs"],
+  [OVERLAY, "overlay"],
+  [RAMFS, "ramfs"],
   [0x6969, "nfs"],
   [0x6573_5546, "fuse"],
   [0x2fc1_2fc1, "zfs"],
@@ -32,13 +34,19 @@ const names = new Map<number, string>([
   [0x4d44, "vfat"]
 ])
 
-const lockedByTheKernel = new Set([0xef53, 0x5846_5342, BTRFS, TMPFS, 0x794c_7630])
+const lockedByTheKernel = new Set([0xef53, 0x5846_5342, BTRFS, TMPFS, OVERLAY])
 
 /**
  * Whether the kernel alone decides about locks there: ext2, ext3, ext4, xfs, btrfs, tmpfs, and overlay, for who sees the files through
  * the same mount. Elsewhere a server or a daemon may know of other hosts' locks, or of none.
  */
 export const locksAreTrusted = (type: number): boolean => lockedByTheKernel.has(type)
+
+/**
+ * Whether the pages of its files are memory that the kernel charges to the process and cannot take back without swap: tmpfs (devtmpfs
+ * has the same number) and ramfs. Pages of hugetlbfs come from a pool of their own, and a DAX device is no part of the memory.
+ */
+export const isMemoryBacked = (type: number): boolean => type === TMPFS || type === RAMFS
 
 export const filesystemName = (type: number): string => names.get(type) ?? `0x${type.toString(16)}`
 

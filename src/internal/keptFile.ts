@@ -1,7 +1,7 @@
 /**
  * Files that are kept over a restart: the label that says so, and how such a file is found, taken up, given back and kept.
  *
- * The label is the last page of the file. A file has a valid one only while nothing changes its content: from the end of a `keep`
+ * The label is the last page of the file, and an extended attribute knows the file without it. A file has a valid label only while nothing changes its content: from the end of a `keep`
  * until it is erased, on the disk, before the storage that took the file up is handed out.
  */
 import * as Effect from "effect/Effect"
@@ -87,6 +87,45 @@ export const decode = (bytes: Uint8Array): Label | string | undefined => {
     id: Uint8Array.from(page.subarray(idAt, idAt + idBytes)),
     mark: Uint8Array.from(page.subarray(markAt, markAt + markBytes))
   }
+}
+
+/**
+ * The extended attribute of a kept file: it knows the file where its length is another one and the label is gone. Truncation leaves it,
+ * and so does a write of another content into the same file; digests of the first bytes of what was kept tell the two apart.
+ */
+const attributeName = "user.effect-disk-storage.kept"
+const attributeVersion = 1
+const attributeVersionAt = 0
+const attributeLengthAt = 8
+const prefixesAt = 16
+/** Of each so many bytes from the start there is a digest; a file that is shorter than the least of them, and not empty, is not known. */
+const prefixes = [16, 64, 256, 1024, labelBytes]
+const prefixBytes = 16
+const attributeBytes = prefixesAt + prefixes.length * prefixBytes
+
+const prefixDigest = (head: Uint8Array, length: number): Buffer =>
+  createHash("sha256").update(head.subarray(0, length)).digest().subarray(0, prefixBytes)
+
+/** `head`: the first page of the content; `length`: that of the file. */
+export const encodeAttribute = (head: Uint8Array, length: number): Uint8Array => {
+  const value = Buffer.alloc(attributeBytes)
+  value.writeUInt32LE(attributeVersion, attributeVersionAt)
+  value.writeBigUInt64LE(BigInt(length), attributeLengthAt)
+  prefixes.forEach((bytes, index) => value.set(prefixDigest(head, bytes), prefixesAt + index * prefixBytes))
+  return value
+}
+
+/** The length that a file with this attribute was kept with, where `head`, its first bytes, are those that were kept. */
+export const decodeAttribute = (attribute: Uint8Array, head: Uint8Array): number | undefined => {
+  const value = Buffer.from(attribute)
+  if (value.byteLength !== attributeBytes || value.readUInt32LE(attributeVersionAt) !== attributeVersion) {
+    return undefined
+  }
+  const index = prefixes.findLastIndex((bytes) => bytes <= head.byteLength)
+  const bytes = prefixes[index]
+  const at = prefixesAt + index * prefixBytes
+  const isPrefix = bytes !== undefined && prefixDigest(head, bytes).equals(value.subarray(at, at + prefixBytes))
+  return isPrefix || head.byteLength === 0 ? Number(value.readBigUInt64LE(attributeLengthAt)) : undefined
 }
 
 /** The length of a file that can be kept: whole units for `size`, and one for the label. */
@@ -179,20 +218,91 @@ const unfit = (
     ? `its pages are of ${unit} bytes, and have to be of ${wantedUnit} now`
     : undefined
 
-/** What a descriptor is open on: its last page is read, and nothing else; nothing at all unless it is a regular file. */
-const examine = (syscalls: Syscalls, fd: number, wanted: Wanted | undefined): Effect.Effect<Found, SyscallError> =>
+/** Units that a file is kept with, for what is known by its size alone: pages, and what direct I/O wants. */
+const units = [4096, 8192, 16_384, 32_768, 65_536]
+
+/** How far from its end a label is looked for in a file that has grown. */
+const searchedBytes = 1024 * 1024
+
+const grownOrCut = (bytes: number, length: number) => `it is ${bytes} bytes long, and was kept with ${length}`
+
+/** The length that its attribute says a file was kept with. */
+const keptLength = (syscalls: Syscalls, fd: number, bytes: number): Effect.Effect<number | undefined, SyscallError> =>
+  Effect.gen(function*() {
+    const value = new Uint8Array(attributeBytes)
+    const found = yield* Effect.orElseSucceed(syscalls.fgetxattr(fd, attributeName, value), () => 0)
+    if (found !== attributeBytes) return undefined
+    const head = new Uint8Array(Math.min(bytes, labelBytes))
+    return (yield* readFully(syscalls, fd, head, 0)) ? decodeAttribute(value, head) : undefined
+  })
+
+/**
+ * The label of a file that has grown, which lies where its own length says: one in a copy inside of another file, an archive or the image
+ * of a disk, does not. `size`: that of the storage that is wanted.
+ */
+const labelWithin = (
+  syscalls: Syscalls,
+  fd: number,
+  bytes: number,
+  size: number | undefined
+): Effect.Effect<Label | undefined, SyscallError> =>
+  Effect.gen(function*() {
+    const labelIn = (page: Uint8Array, offset: number) => {
+      const label = decode(page)
+      return typeof label === "object" && label.length === offset + labelBytes ? label : undefined
+    }
+    const page = new Uint8Array(labelBytes)
+    for (const offset of size === undefined ? [] : units.map((unit) => lengthOf(size, unit) - labelBytes)) {
+      if (offset + labelBytes > bytes || !(yield* readFully(syscalls, fd, page, offset))) continue
+      const label = labelIn(page, offset)
+      if (label !== undefined) return label
+    }
+    const end = Math.floor(bytes / labelBytes) * labelBytes
+    const start = Math.max(0, end - searchedBytes)
+    const tail = new Uint8Array(end - start)
+    if (!(yield* readFully(syscalls, fd, tail, start))) return undefined
+    for (let offset = end - labelBytes; offset >= start; offset -= labelBytes) {
+      const label = labelIn(tail.subarray(offset - start, offset - start + labelBytes), offset)
+      if (label !== undefined) return label
+    }
+    return undefined
+  })
+
+/** The label of a file, or why it has none; undefined for what is not one of ours. */
+const labelOf = (
+  syscalls: Syscalls,
+  fd: number,
+  bytes: number,
+  size: number | undefined
+): Effect.Effect<Label | string | undefined, SyscallError> =>
+  Effect.gen(function*() {
+    const page = new Uint8Array(labelBytes)
+    const whole = bytes >= labelBytes && bytes % labelBytes === 0
+    // What cannot be read is not known.
+    if (whole && !(yield* readFully(syscalls, fd, page, bytes - labelBytes))) return undefined
+    const label = whole ? decode(page) : undefined
+    if (label !== undefined) return label
+    const kept = yield* keptLength(syscalls, fd, bytes)
+    if (kept !== undefined) return kept === bytes ? "its label is damaged" : grownOrCut(bytes, kept)
+    const within = yield* labelWithin(syscalls, fd, bytes, size)
+    return within === undefined ? undefined : grownOrCut(bytes, within.length)
+  })
+
+/** What a descriptor is open on: its last page is read, and where that is no label, what else tells; nothing unless it is a regular file. */
+const examine = (
+  syscalls: Syscalls,
+  fd: number,
+  wanted: Wanted | Pick<Wanted, "size">
+): Effect.Effect<Found, SyscallError> =>
   Effect.gen(function*() {
     const statx = yield* syscalls.statx(fd)
     const kind = statx.mode & S_IFMT
     if (kind !== S_IFREG) return { _tag: "Foreign" as const, what: kinds.get(kind) ?? "no regular file" }
     // Who made it may have it open still, and would read what is written to it from now on.
     if (statx.uid !== (yield* syscalls.geteuid)) return { _tag: "Foreign" as const, what: "a file of another user" }
-    const page = new Uint8Array(labelBytes)
-    const whole = statx.size >= labelBytes && statx.size % labelBytes === 0
-    const full = whole && (yield* readFully(syscalls, fd, page, statx.size - labelBytes))
-    const label = full ? decode(page) : undefined
+    const label = yield* labelOf(syscalls, fd, statx.size, wanted.size)
     if (label === undefined) return { _tag: "Foreign" as const, what: "a file that no storage has kept" }
-    if (typeof label === "string" || wanted === undefined) return { _tag: "Ours" as const, label }
+    if (typeof label === "string" || !("directIo" in wanted)) return { _tag: "Ours" as const, label }
     const { blockSize, type } = yield* syscalls.fstatfs(fd)
     const wantedUnit = wanted.directIo === "disabled"
       ? labelBytes
@@ -216,7 +326,11 @@ const withOpen = <A>(
  * What is at `path`. Opening a device can do something and opening a FIFO can wait: its kind is asked for first, through a descriptor
  * that opens nothing.
  */
-const look = (syscalls: Syscalls, path: string, wanted?: Wanted): Effect.Effect<Found, SyscallError> => {
+const look = (
+  syscalls: Syscalls,
+  path: string,
+  wanted: Wanted | Pick<Wanted, "size">
+): Effect.Effect<Found, SyscallError> => {
   const { O_NONBLOCK, O_PATH, O_RDWR } = syscalls.flags
   const mode = withOpen(syscalls, path, O_PATH, (fd) => Effect.map(syscalls.statx(fd), ({ mode }) => mode & S_IFMT))
   const found = Effect.flatMap(mode, (kind): Effect.Effect<Found, SyscallError> =>
@@ -236,6 +350,26 @@ const look = (syscalls: Syscalls, path: string, wanted?: Wanted): Effect.Effect<
         : error.syscall === "pread" || (error.syscall === "open" && isForbidden(error))
         ? Effect.succeed({ _tag: "Foreign", what: error.message })
         : Effect.fail(error)
+  )
+}
+
+/** Bytes that a kept file at `path` holds; undefined for anything else. It is read, and nothing else: no more than its ends. */
+export const sizeOf = (syscalls: Syscalls, path: string): Effect.Effect<number | undefined> => {
+  const { O_NONBLOCK, O_PATH } = syscalls.flags
+  return withOpen(syscalls, path, O_PATH, syscalls.statx).pipe(
+    Effect.flatMap(({ allocated, mode }) =>
+      (mode & S_IFMT) === S_IFREG && allocated > 0
+        ? withOpen(syscalls, path, O_NONBLOCK, (fd) =>
+          Effect.gen(function*() {
+            const { size } = yield* syscalls.statx(fd)
+            const page = new Uint8Array(labelBytes)
+            const full = size >= labelBytes && (yield* readFully(syscalls, fd, page, size - labelBytes))
+            const isKept = (full && decode(page) !== undefined) || (yield* keptLength(syscalls, fd, size)) !== undefined
+            return isKept ? allocated : undefined
+          }))
+        : Effect.succeed(undefined)
+    ),
+    Effect.orElseSucceed(() => undefined)
   )
 }
 
@@ -401,9 +535,14 @@ export const erase = (
     )
   }))
 
-/** Fails when what is at the path is not one of ours. */
-export const checkFree = (syscalls: Syscalls, file: TemporaryFile, path: string): Effect.Effect<void, KeepFailed> =>
-  look(syscalls, path).pipe(
+/** Fails when what is at the path is not one of ours. `size`: that of the storage which is to be there. */
+export const checkFree = (
+  syscalls: Syscalls,
+  file: TemporaryFile,
+  path: string,
+  size: number
+): Effect.Effect<void, KeepFailed> =>
+  look(syscalls, path, { size }).pipe(
     Effect.mapError((cause) => new KeepFailed({ path: file.path, keepAt: path, reason: "look", cause })),
     Effect.flatMap((found) =>
       found._tag === "Foreign"
@@ -428,6 +567,19 @@ const syncDirectory = (syscalls: Syscalls, path: string): Effect.Effect<void> =>
   )
 }
 
+/** Without it the file is kept all the same, and is not known as ours once it is cut. */
+const setAttribute = (syscalls: Syscalls, fd: number, { offset, path, unit }: Place): Effect.Effect<void> =>
+  readFully(syscalls, fd, unit, 0).pipe(
+    Effect.flatMap((full) =>
+      full
+        ? syscalls.fsetxattr(fd, attributeName, encodeAttribute(unit, offset + unit.byteLength))
+        : Effect.void
+    ),
+    Effect.catchAll((error) =>
+      Effect.annotateLogs(Effect.logDebug("a storage is kept without an extended attribute", error), { path })
+    )
+  )
+
 /** Syncs, labels, syncs and renames a file whose content changes no more. When a step fails the label is erased again. */
 export const keep = (
   syscalls: Syscalls,
@@ -442,7 +594,8 @@ export const keep = (
     new KeepFailed({ path: file.path, keepAt: path, reason, cause })
   const labelled = Effect.gen(function*() {
     // It may have come while the content was synced.
-    yield* checkFree(syscalls, file, path)
+    yield* checkFree(syscalls, file, path, size)
+    yield* setAttribute(syscalls, fd, place)
     const id = Uint8Array.from(yield* Effect.replicateEffect(Random.nextIntBetween(0, 256), idBytes))
     const label = encode({ size, length: offset + unit.byteLength, unit: unit.byteLength, id, mark })
     // Who takes up what is there now must not find this in its place.

@@ -34,6 +34,8 @@ export interface Kernel {
   readonly readlink: (path: string, target: Out<string>) => Effect.Effect<number>
   readonly geteuid: Effect.Effect<number>
   readonly close: (fd: number) => Effect.Effect<number>
+  readonly fgetxattr: (fd: number, name: string, into: Uint8Array) => Effect.Effect<number>
+  readonly fsetxattr: (fd: number, name: string, value: Uint8Array) => Effect.Effect<number>
   readonly fadvise: (fd: number, offset: number, length: number, advice: number) => Effect.Effect<number>
   readonly cachestat: (fd: number, offset: number, length: number, out: Out<CacheStat>) => Effect.Effect<number>
   readonly fiemap: (
@@ -146,6 +148,8 @@ export const fromKernel = (kernel: Kernel): Syscalls => ({
     ),
   geteuid: kernel.geteuid,
   close: (fd) => Effect.asVoid(call("close", { fd }, kernel.close(fd), 0)),
+  fgetxattr: (fd, name, into) => call("fgetxattr", { fd }, kernel.fgetxattr(fd, name, into)),
+  fsetxattr: (fd, name, value) => Effect.asVoid(call("fsetxattr", { fd }, kernel.fsetxattr(fd, name, value))),
   fadvise: (fd, offset, length, advice) =>
     Effect.asVoid(call("fadvise", { fd }, kernel.fadvise(fd, offset, length, advice))),
   cachestat: (fd, offset, length) =>

@@ -88,6 +88,9 @@ export const add = (path: string, forgotten: () => void): void => {
   listen()
 }
 
+/** Whether this process has a file by this path. */
+export const has = (path: string): boolean => linked.has(path)
+
 /** When the name is gone. */
 export const forget = (path: string): void => {
   linked.get(path)?.()

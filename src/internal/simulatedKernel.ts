@@ -31,6 +31,8 @@ interface Filesystem {
    */
   readonly pageCache: "bypassed" | "used" | "used and dropped"
   readonly fiemap: boolean
+  /** Whether files have extended attributes of users. */
+  readonly attributes: boolean
   /** Whether files without a name can be made. */
   readonly tmpfile: boolean
   readonly maxFileBytes: number
@@ -49,6 +51,7 @@ const ext4: Filesystem = {
   copyOnWrite: false,
   pageCache: "bypassed",
   fiemap: true,
+  attributes: true,
   tmpfile: true,
   // 2³² − 1 blocks of 4 KiB
   maxFileBytes: 16 * 1024 ** 4 - 4096
@@ -103,6 +106,7 @@ const filesystems: { readonly [name in Profile]: Filesystem } = {
     inodeFlags: "none",
     pageCache: "used",
     fiemap: false,
+    attributes: false,
     maxFileBytes: Infinity
   },
   storageScale: {
@@ -172,6 +176,8 @@ interface File extends Inode {
   readonly written: Set<number>
   /** Those that the page cache holds; a page is as large as a block. */
   readonly cached: Set<number>
+  /** Extended attributes, by name. */
+  readonly attributes: Map<string, Uint8Array>
   size: number
   links: number
   descriptors: number
@@ -232,6 +238,7 @@ export const make = (
     blocks: new Map(),
     written: new Set(),
     cached: new Set(),
+    attributes: new Map(),
     size: 0,
     links: 1,
     descriptors: 0,
@@ -758,6 +765,23 @@ export const make = (
       geteuid: Effect.succeed(process.uid),
       close: (fd) =>
         perform("close", { fd }, () => withDescription(fd, (description) => closeFile(process, fd, description))),
+      fgetxattr: (fd, name, into) =>
+        perform("fgetxattr", { fd }, () =>
+          withDescription(fd, ({ file }) => {
+            if (!filesystem.attributes) return "EOPNOTSUPP"
+            const value = file.attributes.get(name)
+            if (value === undefined) return "ENODATA"
+            if (value.byteLength > into.byteLength) return "ERANGE"
+            into.set(value)
+            return value.byteLength
+          })),
+      fsetxattr: (fd, name, value) =>
+        perform("fsetxattr", { fd }, () =>
+          withDescription(fd, ({ file }) => {
+            if (!filesystem.attributes) return "EOPNOTSUPP"
+            file.attributes.set(name, Uint8Array.from(value))
+            return 0
+          })),
       fadvise: (fd, offset, length, advice) =>
         perform("fadvise", { fd, offset, length }, () =>
           withDescription(fd, ({ file }) => {

@@ -23,7 +23,7 @@ import {
   ReleaseFailed
 } from "../DiskStorageError.js"
 import type { IoEngine } from "../IoEngine.js"
-import type { Statfs, SyscallError, Syscalls } from "../Syscalls.js"
+import type { Statfs, Statx, SyscallError, Syscalls } from "../Syscalls.js"
 import { errnos, FALLOC_FL_WRITE_ZEROES, FS_NOCOW_FL } from "../Syscalls.js"
 import * as directoryPolicy from "./directoryPolicy.js"
 import { mapOf } from "./extents.js"
@@ -41,6 +41,7 @@ import {
 import type { PageCache } from "./filesystems.js"
 import * as keptFile from "./keptFile.js"
 import * as linkedFiles from "./linkedFiles.js"
+import { isInMemory, memoryOf, tightest } from "./memoryLimit.js"
 import { observeRead, observeWrite } from "./observe.js"
 import type { ResolvedOptions } from "./options.js"
 import { namePrefix } from "./options.js"
@@ -97,9 +98,6 @@ const is = (...codes: ReadonlyArray<keyof typeof errnos>) => {
 const isDirectoryAtFault = is("ENOENT", "ENOTDIR", "EACCES", "EPERM", "EROFS", "ENAMETOOLONG", "ELOOP")
 const isNoRoom = is("ENOSPC", "EDQUOT", "EFBIG")
 const isUnsupported = is("EOPNOTSUPP", "ENOSYS")
-/** How sandboxes and old kernels say that they have no such locks. */
-const isLockUnsupported = (error: SyscallError) =>
-  error.syscall === "fcntlSetLock" && is("EINVAL", "ENOLCK", "ENOSYS", "EOPNOTSUPP")(error)
 /** How kernels say no to a mode of fallocate that they, or the device, do not know. */
 const isWriteZeroesRefused = is("EOPNOTSUPP", "ENOSYS", "EINVAL")
 /** How the kernel says no to O_DIRECT. */
@@ -137,6 +135,20 @@ export const checkDirectory = (
   )
 
 /**
+ * A lock that may be unknown on other hosts still protects the file from a forced sweep on this one. Nothing depends on it: such a
+ * filesystem may answer anything.
+ */
+const lockedForThisHost = (syscalls: Syscalls, file: TemporaryFile, created: number): Effect.Effect<boolean> =>
+  Effect.uninterruptible(Effect.gen(function*() {
+    const lock = yield* Effect.orElseSucceed(fileLock.lock(syscalls, file.path), () => undefined)
+    if (lock?._tag !== "Locked") return true
+    const statx = yield* Effect.orElseSucceed(syscalls.statx(created), () => undefined)
+    if (statx !== undefined && fileLock.isSameFile(lock.statx, statx)) file.lock = lock.fd
+    else yield* Effect.ignore(syscalls.close(lock.fd))
+    return true
+  }))
+
+/**
  * Whether the file is this process', and locked where locks tell that; false when a sweep was first, or has it just now, and took it for
  * one without an owner.
  */
@@ -147,10 +159,10 @@ const locked = (
 ): Effect.Effect<boolean, SyscallError> =>
   Effect.gen(function*() {
     const { type } = yield* syscalls.fstatfs(created)
-    if (!locksAreTrusted(type)) return true
+    if (!locksAreTrusted(type)) return yield* lockedForThisHost(syscalls, file, created)
     const lock = yield* Effect.catchIf(
       fileLock.lock(syscalls, file.path),
-      isLockUnsupported,
+      fileLock.isUnsupported,
       (cause) =>
         Effect.annotateLogs(
           Effect.logWarning("a storage cannot be locked, and a sweep may take its name away", cause),
@@ -516,9 +528,18 @@ const checkSpace = (
   { path }: TemporaryFile,
   fd: number,
   answered: Statfs,
+  statx: Statx,
   needed: number
 ): Effect.Effect<void, CreateFailed | InsufficientSpace> =>
   Effect.gen(function*() {
+    // The kernel does not refuse what is above a limit on memory: it kills.
+    if (yield* isInMemory(syscalls, answered.type, statx)) {
+      const tight = yield* tightest(syscalls)
+      if (tight !== undefined && tight.available < memoryOf(needed)) {
+        const { available, ...memory } = tight
+        return yield* new InsufficientSpace({ path, needed, available, memory })
+      }
+    }
     const isRoot = (yield* syscalls.geteuid) === 0
     const roomOf = ({ available, free, total }: Statfs) => total === 0 ? Infinity : isRoot ? free : available
     if (answered.type === BTRFS || roomOf(answered) >= needed) return
@@ -646,7 +667,7 @@ export const prepare = (
     const length = Math.ceil(options.size / unit) * unit
     const labelAt = label === undefined ? undefined : length
     const fileBytes = keepAt === undefined ? length : keptFile.lengthOf(options.size, unit)
-    if (label === undefined) yield* checkSpace(syscalls, file, fd, statfs, fileBytes)
+    if (label === undefined) yield* checkSpace(syscalls, file, fd, statfs, statx, fileBytes)
     const accepted = options.directIo === "proven"
       ? yield* prove(syscalls, file, fd, filesystem.name, pageCacheOf(type, statx), unit, labelAt, said)
       : said

@@ -30,15 +30,19 @@ const scopedProcess = (name: string, args: ReadonlyArray<string>, env: Record<st
       })
   )
 
-/** Starts a process that is ready to acquire a storage. `limits` are options of `prlimit`. */
-export const startChild = (task: Task, limits: ReadonlyArray<string> = []): Effect.Effect<Child, never, Scope.Scope> =>
+/** Starts a process that is ready to acquire a storage. `limits` are options of `prlimit`; `under` is a command that starts it. */
+export const startChild = (
+  task: Task,
+  limits: ReadonlyArray<string> = [],
+  under: ReadonlyArray<string> = []
+): Effect.Effect<Child, never, Scope.Scope> =>
   Effect.gen(function*() {
     const node = [
       process.execPath,
       program(new URL("children/storage.ts", import.meta.url)),
       Schema.encodeSync(Task)(task)
     ]
-    const [name = "", ...args] = limits.length === 0 ? node : ["prlimit", ...limits, ...node]
+    const [name = "", ...args] = [...under, ...(limits.length === 0 ? node : ["prlimit", ...limits, ...node])]
     // One thread of the pool makes all calls, transfers too, so that the n-th call of a thread is the n-th call.
     const child = yield* scopedProcess(name, args, { UV_THREADPOOL_SIZE: "1", DISK_STORAGE_IO_ENGINE: "node" })
     let complaint = ""

@@ -102,6 +102,7 @@ export const kinds = {
   "large ext2": { ...ext2, mebibytes: 512 },
   "read-only ext4": { ...ext4, options: "ro" },
   "tmpfs": { how: "memory", type: "tmpfs", options: "size=64m" },
+  "large tmpfs": { how: "memory", type: "tmpfs", options: "size=1g" },
   "ramfs": { how: "memory", type: "ramfs" },
   "overlay": { how: "overlay", type: "overlay", on: ext4 },
   "ext4 on zram": zram,

@@ -200,6 +200,7 @@ const wishes: { readonly [name in SyscallName]?: Wish } = {
   rename: { workload: "Storages", placed: true },
   readlink: { workload: "Storages", linked: true },
   fiemap: { workload: "Storages", step: "extents", profile: ["ext4", "btrfs"] },
+  fsetxattr: { workload: "Storages", placed: true },
   fadvise: proof,
   cachestat: { ...proof, profile: ["ext4"] },
   mmap: proof,

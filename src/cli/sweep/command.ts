@@ -22,6 +22,12 @@ export class NotSwept extends Data.TaggedError("NotSwept")<{ readonly cause: { r
 
 const options = {
   dryRun: Options.boolean("dry-run").pipe(Options.withDescription("Remove nothing, and tell what would be removed.")),
+  force: Options.boolean("force").pipe(
+    Options.withDescription(
+      "Remove files where locks do not tell whether their owner lives, too, unless they are seen to be locked. Only when no " +
+        "process uses the directory, also on other hosts."
+    )
+  ),
   json: Options.boolean("json").pipe(Options.withDescription("Print the report as JSON, and nothing else."))
 }
 
@@ -55,11 +61,11 @@ export const text = ({ directory, dryRun, files }: DiskStorage.SweepReport): str
 export const sweep = Command.make(
   "sweep",
   { ...options, argument },
-  ({ argument, dryRun, json }) =>
+  ({ argument, dryRun, force, json }) =>
     Effect.gen(function*() {
       const report = yield* Effect.flatMap(
         directory.given(argument),
-        (directory) => DiskStorage.sweep(directory, { dryRun })
+        (directory) => DiskStorage.sweep(directory, { dryRun, force })
       ).pipe(
         Effect.provide(LinuxSyscalls.layer),
         Effect.mapError((cause) => new NotSwept({ cause }))
@@ -70,6 +76,6 @@ export const sweep = Command.make(
   Command.withDescription(
     "Removes the temp files of this user that killed processes have left in a directory, as every program does before its first " +
       "storage there. Files of owners who are alive (in use) stay, and so does what is not known to be abandoned (left): other users' " +
-      "files, links, and files on filesystems whose locks do not tell."
+      "files, links, and files on filesystems whose locks do not tell (FUSE, NFS and others), unless --force is given."
   )
 )

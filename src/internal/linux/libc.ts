@@ -79,6 +79,8 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
   const unlink = yield* declare("unlink", "int", ["str"])
   const rename = yield* declare("rename", "int", ["str", "str"])
   const close = yield* declare("close", "int", ["int"])
+  const fgetxattr = yield* declare("fgetxattr", "int64_t", ["int", "str", "void *", "size_t"])
+  const fsetxattr = yield* declare("fsetxattr", "int", ["int", "str", "void *", "size_t", "int"])
   const posixFadvise = yield* declare("posix_fadvise", "int", ["int", "int64_t", "int64_t", "int"])
   const cachestat = yield* declare("syscall", "long", ["long", "unsigned int", "void *", "void *", "unsigned int"])
   const ioctlNumber = yield* declare("ioctl", "int", ["int", "unsigned long", "long"])
@@ -253,6 +255,8 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
     readlink: (path, target) => onPath(path, () => throughNode(target, (answered) => readlink(path, answered))),
     geteuid: Effect.sync(() => process.geteuid?.() ?? 0),
     close: (fd) => offThread(close, [fd]),
+    fgetxattr: (fd, name, into) => offThread(fgetxattr, [fd, name, into, into.byteLength]),
+    fsetxattr: (fd, name, value) => offThread(fsetxattr, [fd, name, value, value.byteLength, 0]),
     fadvise: (fd, offset, length, advice) =>
       // This one returns its error and leaves errno alone.
       Effect.map(offThread(posixFadvise, [fd, offset, length, advice]), (error) => -error),
