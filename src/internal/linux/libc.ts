@@ -30,6 +30,7 @@ const fiemapExtentBytes = 56
 const fiemapExtents = 128
 
 // uapi/linux/stat.h
+const AT_SYMLINK_NOFOLLOW = 0x100
 const AT_EMPTY_PATH = 0x1000
 const STATX_BASIC_STATS = 0x7ff
 const STATX_MNT_ID = 0x1000
@@ -140,7 +141,7 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
 
   /** C would end a path at a NUL, and name another file: no file has that name. */
   const onPath = (path: string, call: () => Effect.Effect<number>) =>
-    path.includes("\0") ? Effect.succeed(-errnos.ENOENT) : call()
+    path.includes("\0") ? Effect.succeed(-errnos.ENOENT) : Effect.suspend(call)
 
   const kernel: Kernel = {
     flags: architecture.flags,
@@ -184,13 +185,13 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
     pread: (fd, into, offset) => offThread(pread, [fd, into, into.byteLength, offset]),
     pwrite: (fd, from, offset) => offThread(pwrite, [fd, from, from.byteLength, offset]),
     fdatasync: (fd) => offThread(fdatasync, [fd]),
-    statx: (fd, out) =>
-      Effect.suspend(() => {
+    statx: (fd, out, path = "") =>
+      onPath(path, () => {
         const buffer = new DataView(new ArrayBuffer(256))
         const bytes = new Uint8Array(buffer.buffer)
         return offThread(
           statx,
-          [architecture.statx, fd, "", AT_EMPTY_PATH, statxMask, bytes],
+          [architecture.statx, fd, path, path === "" ? AT_EMPTY_PATH : AT_SYMLINK_NOFOLLOW, statxMask, bytes],
           {
             done: () => {
               const mask = buffer.getUint32(0, true)
@@ -238,7 +239,8 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
     unlink: (path) =>
       offThread(unlink, [path], {
         done: (result) => {
-          if (result === 0 || result === -errnos.ENOENT) linkedFiles.forget(path)
+          // ENOENT proves nothing: a file whose directory was renamed has its name.
+          if (result === 0) linkedFiles.forget(path)
         }
       }),
     rename: (from, to) =>
