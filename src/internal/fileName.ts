@@ -110,9 +110,7 @@ const removed = (
     const before = yield* Effect.either(statName(syscalls, file, path))
     const { identity } = file
     // A name that cannot be looked at is taken for the file's own: it is random.
-    const isOurs = before._tag === "Right"
-      ? identity === undefined || isSameFile(before.right, identity)
-      : before.left.errno !== errnos.ENOENT
+    const isOurs = before._tag === "Left" || identity === undefined || isSameFile(before.right, identity)
     const unlinked = isOurs && (yield* within(syscalls, file).unlink(path).pipe(
       Effect.as(true),
       Effect.catchIf(({ errno }) => errno === errnos.ENOENT, () => Effect.succeed(false))
