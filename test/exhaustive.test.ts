@@ -37,6 +37,9 @@ const tolerated = (syscall: SyscallName, code: ErrnoCode, policy: Policy): boole
     case "open":
       if (code === "ENOENT") return true
       return policy.directIo === "preferred" && codes("EINVAL", "EOPNOTSUPP")
+    // A directory that is looked at counts as missing.
+    case "statx":
+      return codes("ENOENT")
     case "fcntlSetFlags":
       return policy.directIo === "preferred" && codes("EINVAL", "EOPNOTSUPP")
     default:

@@ -349,3 +349,76 @@ for (const kind of ["ext4", "xfs", "btrfs", "overlay", "tmpfs"] as const) {
       }))
   })
 }
+
+for (const [how, options] of [["renames what is open", []], ["removes what is open", ["-o", "hard_remove"]]] as const) {
+  describeReal("ext4", { name: `FUSE that ${how}`, tools: ["bindfs"] }, (it) => {
+    const withStorage = (
+      use: (storage: DiskStorage.DiskStorage, cache: string, below: string) => Effect.Effect<void, unknown>
+    ) =>
+      Effect.gen(function*() {
+        const { base } = yield* place
+        const [below, mount] = [`${base}/below`, `${base}/mount`]
+        mkdirSync(`${below}/cache`, { recursive: true })
+        mkdirSync(mount)
+        yield* Effect.acquireRelease(command("bindfs", ...options, below, mount), () => command("umount", mount))
+        yield* Effect.scoped(Effect.gen(function*() {
+          const storage = yield* DiskStorage.make({ size, directory: `${mount}/cache`, directIo: "preferred" })
+          assert.strictEqual(storage.filesystem.name, "fuse")
+          yield* use(storage, `${mount}/cache`, below)
+        }))
+        assert.deepStrictEqual(openBelow(base), [])
+        assert.deepStrictEqual(readdirSync(`${below}/cache`), [])
+      })
+
+    it.scoped("a release and storage.unlink fail with nothing", () =>
+      Effect.gen(function*() {
+        yield* withStorage((storage) =>
+          Effect.zipRight(storage.close, Effect.map(storage.unlinked, (unlinked) => assert.isTrue(unlinked)))
+        )
+        yield* withStorage((storage, cache) =>
+          Effect.gen(function*() {
+            yield* storage.unlink
+            assert.isTrue(yield* storage.unlinked)
+            assert.isFalse(existsSync(storage.path))
+            assert.strictEqual(
+              readdirSync(cache).filter((name) => name.startsWith(".fuse_hidden")).length,
+              how === "renames what is open" ? 1 : 0
+            )
+            yield* storage.close
+          })
+        )
+      }))
+
+    it.scoped("a directory that was renamed is left empty", () =>
+      withStorage((storage, cache) =>
+        Effect.gen(function*() {
+          renameSync(cache, `${cache}-moved`)
+          mkdirSync(cache)
+          yield* storage.close
+          assert.deepStrictEqual(readdirSync(`${cache}-moved`), [])
+        })
+      ))
+
+    it.scoped("a hard link that was made before is told", () =>
+      withStorage((storage, _, below) =>
+        Effect.gen(function*() {
+          linkSync(storage.path, `${dirname(dirname(storage.path))}/link`)
+          const failure = yield* Effect.flip(storage.close)
+          assert.strictEqual(failure._tag, "ReleaseFailed")
+          assert.include(failure.message, "still has a link elsewhere")
+          assert.isTrue(existsSync(`${below}/link`))
+        })
+      ))
+
+    it.scoped("of a file that was moved away nothing is claimed", () =>
+      withStorage((storage, _, below) =>
+        Effect.gen(function*() {
+          renameSync(storage.path, `${dirname(dirname(storage.path))}/moved`)
+          yield* storage.unlink
+          assert.isFalse(yield* storage.unlinked)
+          yield* storage.close
+          assert.isTrue(existsSync(`${below}/moved`))
+        })
+      ))
+  })
+}

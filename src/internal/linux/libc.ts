@@ -32,6 +32,9 @@ const fiemapExtents = 128
 // uapi/linux/stat.h
 const AT_SYMLINK_NOFOLLOW = 0x100
 const AT_EMPTY_PATH = 0x1000
+const AT_STATX_FORCE_SYNC = 0x2000
+/** What a name is that of is not taken from a cache: FUSE and NFS ask their server. */
+const namedFlags = AT_SYMLINK_NOFOLLOW | AT_STATX_FORCE_SYNC
 const STATX_BASIC_STATS = 0x7ff
 const STATX_MNT_ID = 0x1000
 const STATX_DIOALIGN = 0x2000
@@ -191,7 +194,7 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
         const bytes = new Uint8Array(buffer.buffer)
         return offThread(
           statx,
-          [architecture.statx, fd, path, path === "" ? AT_EMPTY_PATH : AT_SYMLINK_NOFOLLOW, statxMask, bytes],
+          [architecture.statx, fd, path, path === "" ? AT_EMPTY_PATH : namedFlags, statxMask, bytes],
           {
             done: () => {
               const mask = buffer.getUint32(0, true)
