@@ -115,9 +115,28 @@ export class DirectoryUnsafe extends Schema.TaggedError<DirectoryUnsafe>(id("Dir
   }
 }
 
+/** Links of a file that a removal of its name has left. */
+const Remaining = Schema.Struct({
+  /** Major and minor number. */
+  device: Schema.String,
+  inode: Schema.BigInt,
+  /** bytes */
+  size: Schema.Number,
+  links: Schema.Number,
+  /** Where the file is now, if the kernel knows. */
+  path: Schema.optional(Schema.String)
+})
+
+const describeRemaining = ({ device, inode, links, path, size }: typeof Remaining.Type) =>
+  `the file (device ${device}, inode ${inode}, ${size} bytes) still has ${
+    links === 1 ? "a link" : `${links} links`
+  } elsewhere${
+    path === undefined ? "" : `, at ${path}`
+  }. Find it with \`find MOUNT -xdev -inum ${inode}\`, where MOUNT is the mount point of its filesystem`
+
 /**
  * The temp file could not be created, opened or looked at, for a reason that lies outside the directory (no descriptor left, an
- * I/O error, …). `step` says which.
+ * I/O error, …). `step` says which. `remaining` is there in place of a `cause` where an early unlink left a link of the file.
  *
  * @since 0.1.0
  * @category errors
@@ -136,16 +155,19 @@ export class CreateFailed extends Schema.TaggedError<CreateFailed>(id("CreateFai
       "inspect"
     ),
     path: Schema.String,
-    cause: SyscallError
+    cause: Schema.optional(SyscallError),
+    remaining: Schema.optional(Remaining)
   }
 ) {
   override get message(): string {
-    const remedy = this.cause.code === "EMFILE" || this.cause.code === "ENFILE"
+    const code = this.cause?.code
+    const remedy = code === "EMFILE" || code === "ENFILE"
       ? " Raise the limit of open files (`ulimit -n`, fs.file-max) or release storages."
-      : this.cause.code === "ENOSPC" || this.cause.code === "EDQUOT"
+      : code === "ENOSPC" || code === "EDQUOT"
       ? " Free space or inodes on the filesystem."
       : ""
-    return `The temp file ${this.path} could not be made (${this.step}): ${this.cause.message}.${remedy}`
+    const why = this.remaining === undefined ? this.cause?.message ?? "" : describeRemaining(this.remaining)
+    return `The temp file ${this.path} could not be made (${this.step}): ${why}.${remedy}`
   }
 }
 
@@ -588,24 +610,29 @@ const hopeless: { readonly [code: string]: string } = {
 }
 
 /**
- * The name could not be removed. The file is still linked, and `unlink` may be called again.
+ * The name could not be removed, or the file has another one: a link that somebody made, or the place that somebody moved it to. It is
+ * still linked, and `unlink` may be called again. `cause` is the call that failed; `remaining` says which links are left.
  *
  * @since 0.1.0
  * @category errors
  */
 export class UnlinkFailed extends Schema.TaggedError<UnlinkFailed>(id("UnlinkFailed"))(
   "UnlinkFailed",
-  { path: Schema.String, cause: SyscallError }
+  { path: Schema.String, cause: Schema.optional(SyscallError), remaining: Schema.optional(Remaining) }
 ) {
   override get message(): string {
-    const remedy = remedies[this.cause.code] ?? "Look at the kernel's log"
-    return `${this.path} is still linked: ${this.cause.message}. ${remedy}. Then unlink again, or remove it by hand.`
+    if (this.remaining !== undefined) {
+      return `${this.path} is still linked: ${describeRemaining(this.remaining)}. Then unlink again, or remove it by hand.`
+    }
+    const remedy = remedies[this.cause?.code ?? ""] ?? "Look at the kernel's log"
+    return `${this.path} is still linked: ${this.cause?.message}. ${remedy}. Then unlink again, or remove it by hand.`
   }
 }
 
 /**
  * The storage was not kept, and is unlinked at release as any other. `reason`: the option `keepAt` is missing; what is at that path
- * was not kept by a storage, and is not touched; the file has no name any more; an operation without an answer may still change it;
+ * was not kept by a storage, and is not touched; the file has no name any more; its directory was moved, and the path leads elsewhere;
+ * the file has another link, with which it would not be taken up; an operation without an answer may still change it;
  * or the step that failed, with its `cause`. After `sync` the storage cannot be kept at all: the kernel reports a failed write-back
  * once, and a later sync succeeds over data that never reached the disk.
  *
@@ -617,7 +644,18 @@ export class KeepFailed extends Schema.TaggedError<KeepFailed>(id("KeepFailed"))
   {
     path: Schema.String,
     keepAt: Schema.optional(Schema.String),
-    reason: Schema.Literal("no keepAt", "in the way", "unlinked", "stalled", "look", "sync", "label", "rename"),
+    reason: Schema.Literal(
+      "no keepAt",
+      "in the way",
+      "unlinked",
+      "moved",
+      "linked elsewhere",
+      "stalled",
+      "look",
+      "sync",
+      "label",
+      "rename"
+    ),
     /** What is in the way, in words. */
     found: Schema.optional(Schema.String),
     cause: Schema.optional(SyscallError)
@@ -639,6 +677,10 @@ export class KeepFailed extends Schema.TaggedError<KeepFailed>(id("KeepFailed"))
           this.found === undefined ? "" : ` (${this.found})`
         }, and is not touched. Move it away and keep again, or name another keepAt`,
       "unlinked": () => "its file has no name any more. Do not unlink a storage that is to be kept",
+      "moved": () =>
+        `its directory was renamed or covered, and ${this.keepAt} leads elsewhere now. Put the directory back and keep again`,
+      "linked elsewhere": () =>
+        "its file has another name, and no storage takes up such a file. Remove the other name and keep again",
       "stalled": () =>
         "an operation that had no answer may still change it. The disk hangs: keep again when it has answered",
       "look": () => failed(`${this.keepAt} could not be looked at`),
@@ -671,7 +713,8 @@ export class DuplicateKey extends Schema.TaggedError<DuplicateKey>(id("Duplicate
  * Steps of a release that failed; the other steps were done. `registration` failures are defects of the finalizers of a
  * registration, as text. A step with a `timeoutMillis` had no answer from the kernel within the storage's `releaseTimeout` and goes on by
  * itself: what is in flight ended (`drain`), the name removed, the descriptor closed. Until it ends `fd` stays open, since its number may
- * still be used; the file is unlinked and closed then, and buffers come back then.
+ * still be used; the file is unlinked and closed then, and buffers come back then. `remaining`: the file has a link after the removal
+ * of its name, one that somebody made or moved, and its space is not given back.
  *
  * @since 0.1.0
  * @category errors
@@ -683,6 +726,7 @@ export class ReleaseFailed extends Schema.TaggedError<ReleaseFailed>(id("Release
     failures: Schema.Array(Schema.Union(
       Schema.Struct({ step: Schema.Literal("registration"), key: Schema.String, cause: Schema.String }),
       Schema.Struct({ step: Schema.Literal("unlink", "close"), cause: SyscallError }),
+      Schema.Struct({ step: Schema.Literal("unlink"), remaining: Remaining }),
       Schema.Struct({
         step: Schema.Literal("drain", "unlink", "close"),
         fd: Schema.Number,
@@ -697,6 +741,8 @@ export class ReleaseFailed extends Schema.TaggedError<ReleaseFailed>(id("Release
         ? `registration ${failure.key}: ${failure.cause}`
         : "cause" in failure
         ? `${failure.step}: ${failure.cause.message}`
+        : "remaining" in failure
+        ? `${failure.step}: ${describeRemaining(failure.remaining)}`
         : `${failure.step}: no answer for fd ${failure.fd} within ${failure.timeoutMillis} ms`
     )
     const left = this.failures.some((failure) => failure.step === "unlink" && "cause" in failure)

@@ -179,7 +179,20 @@ export const errnosBySyscall = {
     "ESTALE"
   ],
   fdatasync: ["EBADF", "EDQUOT", "EINTR", "EINVAL", "EIO", "ENOSPC", "EROFS"],
-  statx: ["EACCES", "EBADF", "EFAULT", "EINVAL", "EIO", "ENOMEM", "ENOSYS", "ESTALE"],
+  statx: [
+    "EACCES",
+    "EBADF",
+    "EFAULT",
+    "EINVAL",
+    "EIO",
+    "ELOOP",
+    "ENAMETOOLONG",
+    "ENOENT",
+    "ENOMEM",
+    "ENOSYS",
+    "ENOTDIR",
+    "ESTALE"
+  ],
   fstatfs: ["EBADF", "EFAULT", "EINTR", "EIO", "ENOMEM", "ENOSYS", "EOVERFLOW"],
   unlink: [
     "EACCES",
@@ -512,7 +525,8 @@ export interface Syscalls {
   /** Bytes written, which may be fewer than given. */
   readonly pwrite: (fd: number, from: Uint8Array, offset: number) => Effect.Effect<number, SyscallError>
   readonly fdatasync: (fd: number) => Effect.Effect<void, SyscallError>
-  readonly statx: (fd: number) => Effect.Effect<Statx, SyscallError>
+  /** Of the file that is open as `fd`, or of `path` below that directory, where a link at its end is not followed. */
+  readonly statx: (fd: number, path?: string) => Effect.Effect<Statx, SyscallError>
   readonly fstatfs: (fd: number) => Effect.Effect<Statfs, SyscallError>
   readonly unlink: (path: string) => Effect.Effect<void, SyscallError>
   /** Gives a file another name of the same filesystem. What has that name is replaced in one step, and unlinked. */

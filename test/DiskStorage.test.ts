@@ -89,12 +89,14 @@ describe("acquire", () => {
           "close",
           // What killed processes may have left there.
           "readdir",
+          // The directory stays open, and the file is made below it.
+          "open",
           "mkostemp",
           // Locked, and still there.
           "fstatfs",
+          "statx",
           "open",
           "fcntlSetLock",
-          "statx",
           "statx",
           "fstatfs",
           "fcntlGetFlags",
@@ -102,9 +104,13 @@ describe("acquire", () => {
           "fcntlGetFlags",
           "statx",
           "fallocate",
+          // The name is that of the file, and there is no other.
+          "statx",
           "unlink",
+          "statx",
           "close",
-          // The lock, last.
+          // The directory; the lock, last.
+          "close",
           "close"
         ])
       ),
@@ -198,7 +204,11 @@ describe("acquire", () => {
       const kernel = yield* Syscalls.Syscalls
       const other = yield* kernel.mkostemp("/tmp/other-", 0)
       const failure = yield* DiskStorage.make({ size, openStrategy: "open-direct" }).pipe(
-        Effect.provideService(Syscalls.Syscalls, { ...kernel, open: (_, flags) => kernel.open(other.path, flags) }),
+        Effect.provideService(Syscalls.Syscalls, {
+          ...kernel,
+          open: (path, flags) => kernel.open((flags & kernel.flags.O_DIRECT) === 0 ? path : other.path, flags),
+          statx: (fd, path) => path === undefined ? kernel.statx(fd) : kernel.statx(other.fd)
+        }),
         Effect.flip
       )
       assert.strictEqual(failure._tag, "FileReplaced")
@@ -763,7 +773,7 @@ describe("release", () => {
         yield* nothingLeft
         yield* storage.close
       }))
-      assert.strictEqual((yield* syscalls).filter((syscall) => syscall === "close").length, closesOfLook + 2)
+      assert.strictEqual((yield* syscalls).filter((syscall) => syscall === "close").length, closesOfLook + 3)
     }).pipe(on()))
 
   it.effect("tells every failure, skips nothing, never dies, and does not change how the program ends", () =>
@@ -803,7 +813,7 @@ describe("release", () => {
       yield* Fiber.join(closing)
       yield* nothingLeft
       assert.isTrue(Exit.isInterrupted(yield* Fiber.join(making)))
-      assert.deepStrictEqual((yield* syscalls).slice(-3), ["unlink", "close", "close"])
+      assert.deepStrictEqual((yield* syscalls).slice(-5), ["unlink", "statx", "close", "close", "close"])
       const late = yield* Effect.exit(Scope.extend(DiskStorage.make(options), scope))
       assert.isTrue(Exit.isInterrupted(late))
       yield* nothingLeft

@@ -193,6 +193,8 @@ describe("errors", () => {
       "no keepAt": "Set the option keepAt",
       "in the way": "/kept is no file that this process could take up",
       "unlinked": "Do not unlink",
+      "moved": "/kept leads elsewhere now. Put the directory back",
+      "linked elsewhere": "Remove the other name and keep again",
       "stalled": "keep again when it has answered",
       "look": "/kept could not be looked at: fallocate of fd 7 failed with ENOSPC (errno 28). Free space",
       "sync": "could not be synced",

@@ -26,6 +26,7 @@ import { absolute } from "./directoryPolicy.js"
 import type { Door } from "./door.js"
 import { makeDoor } from "./door.js"
 import { mapOf } from "./extents.js"
+import * as fileName from "./fileName.js"
 import { OpenFile } from "./ioQueue.js"
 import * as keptFile from "./keptFile.js"
 import { explained } from "./leftovers.js"
@@ -186,7 +187,10 @@ const acquire = (
       restore(
         unlinkLock.withPermits(1)(Effect.suspend(() =>
           file.linked
-            ? Effect.mapError(temporaryFile.unlink(syscalls, file), (cause) => new UnlinkFailed({ path, cause }))
+            ? Effect.mapError(fileName.unlink(syscalls, file), (error) =>
+              error._tag === "StillLinked"
+                ? new UnlinkFailed({ path, remaining: error.remaining })
+                : new UnlinkFailed({ path, cause: error }))
             : Effect.void
         ))
       )

@@ -22,7 +22,10 @@ export const isUnsupported = (error: SyscallError): boolean =>
 
 const isHeld = ({ errno }: SyscallError) => errno === errnos.EAGAIN || errno === errnos.EACCES
 
-export const isSameFile = (one: Statx, other: Statx): boolean =>
+/** What tells a file from every other one, while it is open. */
+type Identity = Pick<Statx, "deviceMajor" | "deviceMinor" | "inode">
+
+export const isSameFile = (one: Identity, other: Identity): boolean =>
   one.inode === other.inode && one.deviceMajor === other.deviceMajor && one.deviceMinor === other.deviceMinor
 
 /** Of what has a name, without opening it: to open can make a copy of it (overlay), wait (FIFO), or do something (devices). */

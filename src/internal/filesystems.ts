@@ -50,6 +50,25 @@ export const isMemoryBacked = (type: number): boolean => type === TMPFS || type 
 
 export const filesystemName = (type: number): string => names.get(type) ?? `0x${type.toString(16)}`
 
+const linksCountedByTheKernel = new Set<string>([
+  "ext2/ext3/ext4",
+  "xfs",
+  "btrfs",
+  "tmpfs",
+  "ramfs",
+  "overlay",
+  "f2fs",
+  "bcachefs",
+  "vfat",
+  "exfat"
+])
+
+/**
+ * Whether the kernel itself counts the links that a descriptor answers with. Elsewhere a server or a daemon does: NFS and FUSE, for
+ * example, remove the name of an open file by renaming it.
+ */
+export const linksAreTrusted = (type: number): boolean => linksCountedByTheKernel.has(filesystemName(type))
+
 /** These rewrite an allocated block in place, always. btrfs does for a NOCOW file. */
 const rewritesInPlace = new Set<string>(["ext2/ext3/ext4", "xfs", "tmpfs"])
 

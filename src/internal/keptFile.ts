@@ -14,6 +14,7 @@ import { CreateFailed, FileReplaced, KeepFailed } from "../DiskStorageError.js"
 import { errnos, S_IFMT, S_IFREG, SyscallError } from "../Syscalls.js"
 import type { Statx, Syscalls } from "../Syscalls.js"
 import * as fileLock from "./fileLock.js"
+import * as fileName from "./fileName.js"
 import { alignmentWithoutAnswer } from "./filesystems.js"
 import * as linkedFiles from "./linkedFiles.js"
 import type { TemporaryFile } from "./temporaryFile.js"
@@ -376,10 +377,11 @@ export const sizeOf = (syscalls: Syscalls, path: string): Effect.Effect<number |
 /** Unless something is there, a file that was taken up and not used gets its name back. */
 const giveBack = (syscalls: Syscalls, file: TemporaryFile, path: string): Effect.Effect<boolean> => {
   const { O_CLOEXEC, O_NOFOLLOW, O_PATH } = syscalls.flags
-  return syscalls.open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC).pipe(
+  const beside = fileName.within(syscalls, file)
+  return beside.open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC).pipe(
     Effect.flatMap(syscalls.close),
     Effect.as(false),
-    Effect.catchIf(is("ENOENT"), () => Effect.as(syscalls.rename(file.path, path), true)),
+    Effect.catchIf(is("ENOENT"), () => Effect.as(beside.rename(file.path, path), true)),
     Effect.orElseSucceed(() => false),
     Effect.tap((given) => {
       file.takenFrom = undefined
@@ -419,8 +421,13 @@ const claim = (
   Effect.uninterruptible(Effect.gen(function*() {
     file.takingUp = true
     const failed = (cause: SyscallError) => new CreateFailed({ step: "take up", path, cause })
+    const beside = fileName.within(syscalls, file)
+    const isNow = (identity: Statx | undefined) => {
+      file.identity = identity
+      linkedFiles.identify(fileName.nameOf(file), identity)
+    }
     // Where the empty one needed none, this one does not.
-    const lock = file.lock === undefined ? undefined : yield* Effect.either(fileLock.lock(syscalls, path))
+    const lock = file.lock === undefined ? undefined : yield* Effect.either(fileLock.lock(beside, path))
     if (lock !== undefined && (Either.isLeft(lock) || lock.right._tag === "Held")) {
       const why = Either.isLeft(lock) ? lock.left.message : "another process has it locked, to take it up or to keep it"
       yield* notTakenUp(file, path, why)
@@ -429,12 +436,12 @@ const claim = (
     if (lock?.right._tag === "Gone") return undefined
     const held = lock?.right._tag === "Locked" ? lock.right : undefined
     const release = held === undefined ? Effect.void : Effect.ignore(syscalls.close(held.fd))
-    if (held !== undefined && !(yield* isStillAt(syscalls, path, held.statx))) {
+    if (held !== undefined && !(yield* isStillAt(beside, path, held.statx))) {
       yield* release
       yield* notTakenUp(file, path, "another process has replaced it just now")
       return undefined
     }
-    const renamed = yield* syscalls.rename(path, file.path).pipe(
+    const renamed = yield* beside.rename(path, file.path).pipe(
       Effect.as(true),
       Effect.catchIf(is("ENOENT"), () => Effect.succeed(false)),
       // A mount point, say: both are as they were.
@@ -445,11 +452,12 @@ const claim = (
       return undefined
     }
     file.takenFrom = path
+    isNow(held?.statx)
     const empty = file.lock
     file.lock = held?.fd
     if (empty !== undefined) yield* Effect.mapError(syscalls.close(empty), failed)
     const { O_CLOEXEC, O_NOFOLLOW, O_RDWR } = syscalls.flags
-    const fd = yield* Effect.mapError(syscalls.open(file.path, O_RDWR | O_NOFOLLOW | O_CLOEXEC), failed)
+    const fd = yield* Effect.mapError(beside.open(file.path, O_RDWR | O_NOFOLLOW | O_CLOEXEC), failed)
     file.fds.push(fd)
     const statx = yield* Effect.mapError(syscalls.statx(fd), failed)
     const found = yield* Effect.mapError(examine(syscalls, fd, wanted), failed)
@@ -458,9 +466,10 @@ const claim = (
       // Put there since it was looked at. Should it not go back, it stays where it is now: it is not ours to remove.
       yield* giveBack(syscalls, file, path)
       file.linked = false
-      linkedFiles.forget(file.path)
+      linkedFiles.forget(fileName.nameOf(file))
       return yield* new FileReplaced({ path })
     }
+    isNow(statx)
     for (const replaced of file.fds.splice(0, file.fds.length - 1)) {
       yield* Effect.mapError(syscalls.close(replaced), failed)
     }
@@ -481,7 +490,7 @@ export const takeUp = (
 ): Effect.Effect<Label | undefined, CreateFailed | FileReplaced> =>
   Effect.gen(function*() {
     const found = yield* Effect.catchAll(
-      look(syscalls, path, wanted),
+      look(fileName.within(syscalls, file), path, wanted),
       (error) => Effect.as(notTakenUp(file, path, error.message), { _tag: "Nothing" as const })
     )
     if (found._tag === "Nothing") return undefined
@@ -494,7 +503,7 @@ export const takeUp = (
       Effect.annotateLogs({ path: file.path })
     )
     // The disk may not hold both. One that cannot be removed is replaced when this storage is kept.
-    yield* Effect.ignore(syscalls.unlink(path))
+    yield* Effect.ignore(fileName.within(syscalls, file).unlink(path))
     return undefined
   })
 
@@ -535,27 +544,34 @@ export const erase = (
     )
   }))
 
-/** Fails when what is at the path is not one of ours. `size`: that of the storage which is to be there. */
+/**
+ * Fails when what is at the path is not one of ours, when the path does not lead to the directory of the file any more, and when the file
+ * has another name, with which nobody would take it up. `size`: that of the storage which is to be there.
+ */
 export const checkFree = (
   syscalls: Syscalls,
   file: TemporaryFile,
   path: string,
   size: number
 ): Effect.Effect<void, KeepFailed> =>
-  look(syscalls, path, { size }).pipe(
-    Effect.mapError((cause) => new KeepFailed({ path: file.path, keepAt: path, reason: "look", cause })),
-    Effect.flatMap((found) =>
-      found._tag === "Foreign"
-        ? Effect.fail(new KeepFailed({ path: file.path, keepAt: path, reason: "in the way", found: found.what }))
-        : Effect.void
+  Effect.gen(function*() {
+    const failed = (reason: KeepFailed["reason"], found?: string) =>
+      new KeepFailed({ path: file.path, keepAt: path, reason, found })
+    const looked = Effect.mapError((cause: SyscallError) =>
+      new KeepFailed({ path: file.path, keepAt: path, reason: "look", cause })
     )
-  )
+    if (!(yield* looked(fileName.isWhereItWas(syscalls, file)))) return yield* failed("moved")
+    const { links } = yield* looked(syscalls.statx(fileName.descriptorOf(file)))
+    if (links > 1) return yield* failed("linked elsewhere")
+    const found = yield* looked(look(fileName.within(syscalls, file), path, { size }))
+    if (found._tag === "Foreign") return yield* failed("in the way", found.what)
+  })
 
 /** The new name is on the disk after this. Where that fails, a power cut can bring back what was there before, or nothing. */
-const syncDirectory = (syscalls: Syscalls, path: string): Effect.Effect<void> => {
+const syncDirectory = (syscalls: Syscalls, file: TemporaryFile, path: string): Effect.Effect<void> => {
   const { O_CLOEXEC, O_DIRECTORY } = syscalls.flags
   return Effect.acquireUseRelease(
-    syscalls.open(path.slice(0, path.lastIndexOf("/") + 1), O_DIRECTORY | O_CLOEXEC),
+    syscalls.open(fileName.directoryOf(file), O_DIRECTORY | O_CLOEXEC),
     syscalls.fdatasync,
     (fd) => Effect.ignore(syscalls.close(fd))
   ).pipe(
@@ -590,6 +606,7 @@ export const keep = (
   mark: Uint8Array
 ): Effect.Effect<void, KeepFailed> => {
   const { offset, path, unit } = place
+  const beside = fileName.within(syscalls, file)
   const failed = (reason: KeepFailed["reason"]) => (cause: SyscallError) =>
     new KeepFailed({ path: file.path, keepAt: path, reason, cause })
   const labelled = Effect.gen(function*() {
@@ -601,11 +618,11 @@ export const keep = (
     // Who takes up what is there now must not find this in its place.
     const replaced = file.lock === undefined
       ? undefined
-      : yield* Effect.mapError(fileLock.lock(syscalls, path), failed("look"))
+      : yield* Effect.mapError(fileLock.lock(beside, path), failed("look"))
     const release = replaced?._tag === "Locked" ? Effect.ignore(syscalls.close(replaced.fd)) : Effect.void
     const found = replaced?._tag === "Held"
       ? "another process has it locked"
-      : replaced?._tag === "Locked" && !(yield* isStillAt(syscalls, path, replaced.statx))
+      : replaced?._tag === "Locked" && !(yield* isStillAt(beside, path, replaced.statx))
       ? "another process has replaced it just now"
       : undefined
     if (found !== undefined) {
@@ -613,7 +630,7 @@ export const keep = (
       return yield* new KeepFailed({ path: file.path, keepAt: path, reason: "in the way", found })
     }
     yield* Effect.mapError(writeLabel(syscalls, fd, place, label), failed("label")).pipe(
-      Effect.zipRight(Effect.mapError(syscalls.rename(file.path, path), failed("rename"))),
+      Effect.zipRight(Effect.mapError(beside.rename(file.path, path), failed("rename"))),
       Effect.onError(() => Effect.ignore(writeLabel(syscalls, fd, place, erased))),
       Effect.ensuring(release)
     )
@@ -623,7 +640,7 @@ export const keep = (
     const { lock } = file
     file.lock = undefined
     if (lock !== undefined) yield* Effect.ignore(syscalls.close(lock))
-    yield* syncDirectory(syscalls, path)
+    yield* syncDirectory(syscalls, file, path)
   })
   return Effect.mapError(syscalls.fdatasync(fd), failed("sync")).pipe(
     Effect.zipRight(Effect.uninterruptible(labelled)),

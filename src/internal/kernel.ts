@@ -26,7 +26,7 @@ export interface Kernel {
   readonly pread: (fd: number, into: Uint8Array, offset: number) => Effect.Effect<number>
   readonly pwrite: (fd: number, from: Uint8Array, offset: number) => Effect.Effect<number>
   readonly fdatasync: (fd: number) => Effect.Effect<number>
-  readonly statx: (fd: number, out: Out<Statx>) => Effect.Effect<number>
+  readonly statx: (fd: number, out: Out<Statx>, path?: string) => Effect.Effect<number>
   readonly fstatfs: (fd: number, out: Out<Statfs>) => Effect.Effect<number>
   readonly unlink: (path: string) => Effect.Effect<number>
   readonly rename: (from: string, to: string) => Effect.Effect<number>
@@ -132,7 +132,11 @@ export const fromKernel = (kernel: Kernel): Syscalls => ({
   pread: (fd, into, offset) => call("pread", { fd }, kernel.pread(fd, into, offset)),
   pwrite: (fd, from, offset) => call("pwrite", { fd }, kernel.pwrite(fd, from, offset)),
   fdatasync: (fd) => Effect.asVoid(call("fdatasync", { fd }, kernel.fdatasync(fd))),
-  statx: (fd) => Effect.map(callOut<Statx>("statx", { fd }, (out) => kernel.statx(fd, out)), (out) => out.value),
+  statx: (fd, path) =>
+    Effect.map(
+      callOut<Statx>("statx", path === undefined ? { fd } : { fd, path }, (out) => kernel.statx(fd, out, path)),
+      (out) => out.value
+    ),
   fstatfs: (fd) => Effect.map(callOut<Statfs>("fstatfs", { fd }, (out) => kernel.fstatfs(fd, out)), (out) => out.value),
   unlink: (path) => Effect.asVoid(call("unlink", { path }, kernel.unlink(path))),
   rename: (from, to) => Effect.asVoid(call("rename", { path: from }, kernel.rename(from, to))),

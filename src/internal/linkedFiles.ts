@@ -4,13 +4,24 @@
  * a file for it.
  */
 import { constVoid } from "effect/Function"
-import { unlinkSync } from "node:fs"
+import { lstatSync, unlinkSync } from "node:fs"
+import type { Statx } from "../Syscalls.js"
 
 /** How long an exit waits for a file whose creation is still under way on another thread. */
 const creationWaitMillis = 1000
 
-/** Each with what else there is to do when its name is gone. */
-const linked = new Map<string, () => void>()
+/** What tells a file from another one that has got its name. */
+export type Identity = Pick<Statx, "deviceMajor" | "deviceMinor" | "inode">
+
+interface Entry {
+  /** What else there is to do when the name is gone. */
+  readonly forgotten: () => void
+  /** Undefined until it is known: the name is random. */
+  readonly identity: Identity | undefined
+}
+
+/** By their names, which may lead through the descriptor of a directory. */
+const linked = new Map<string, Entry>()
 /** Templates that a thread is filling in: bytes of a path, ending in NUL. */
 const creating = new Set<Uint8Array>()
 
@@ -19,8 +30,20 @@ const listen = () => {
   else if (!process.listeners("exit").includes(unlinkAll)) process.on("exit", unlinkAll)
 }
 
-const unlinked = (path: string): boolean => {
+/** As `makedev` has it. */
+const deviceOf = ({ deviceMajor, deviceMinor }: Identity): bigint => {
+  const [major, minor] = [BigInt(deviceMajor), BigInt(deviceMinor)]
+  return ((major & 0xffff_f000n) << 32n) | ((major & 0xfffn) << 8n) | ((minor & 0xffff_ff00n) << 12n) | (minor & 0xffn)
+}
+
+const isNameOf = (path: string, identity: Identity): boolean => {
+  const { dev, ino } = lstatSync(path, { bigint: true })
+  return ino === identity.inode && dev === deviceOf(identity)
+}
+
+const unlinked = (path: string, identity?: Identity): boolean => {
   try {
+    if (identity !== undefined && !isNameOf(path, identity)) return false
     unlinkSync(path)
     return true
   } catch {
@@ -55,7 +78,7 @@ export const templatePath = (template: Uint8Array): string => new TextDecoder().
 
 /** Unlinks everything now, synchronously. */
 export const unlinkAll = (): void => {
-  for (const path of linked.keys()) unlinked(path)
+  for (const [path, { identity }] of linked) unlinked(path, identity)
   linked.clear()
   // mkostemp writes the name into the template and then creates the file, on a thread that goes on while this one exits.
   const pause = new Int32Array(new SharedArrayBuffer(4))
@@ -78,22 +101,43 @@ export const begin = (template: Uint8Array): void => {
 /** When it has answered: `created` is whether the file exists. */
 export const end = (template: Uint8Array, created: boolean): void => {
   creating.delete(template)
-  if (created) linked.set(templatePath(template), constVoid)
+  if (created) linked.set(templatePath(template), { forgotten: constVoid, identity: undefined })
   listen()
 }
 
 /** A file that there may be by this path from now on. */
 export const add = (path: string, forgotten: () => void): void => {
-  linked.set(path, forgotten)
+  linked.set(path, { forgotten, identity: undefined })
   listen()
 }
 
-/** Whether this process has a file by this path. */
-export const has = (path: string): boolean => linked.has(path)
+/** Which file has the name: what else may have it at the exit stays. Undefined while that is not known. */
+export const identify = (path: string, identity: Identity | undefined): void => {
+  const entry = linked.get(path)
+  if (entry !== undefined) linked.set(path, { ...entry, identity })
+}
+
+/** The same file by another name, as when the descriptor that `path` leads through is closed. */
+export const renamed = (path: string, to: string): void => {
+  const entry = linked.get(path)
+  if (entry === undefined) return
+  linked.delete(path)
+  linked.set(to, entry)
+}
+
+const baseOf = (path: string): string => path.slice(path.lastIndexOf("/") + 1)
+
+/** Whether this process has the file that has this path. While it does not know which file it has, the random name decides. */
+export const has = (path: string, { deviceMajor, deviceMinor, inode }: Identity): boolean =>
+  [...linked].some(([name, { identity }]) =>
+    identity === undefined
+      ? baseOf(name) === baseOf(path)
+      : identity.inode === inode && identity.deviceMajor === deviceMajor && identity.deviceMinor === deviceMinor
+  )
 
 /** When the name is gone. */
 export const forget = (path: string): void => {
-  linked.get(path)?.()
+  linked.get(path)?.forgotten()
   linked.delete(path)
   listen()
 }

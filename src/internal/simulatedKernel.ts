@@ -264,10 +264,22 @@ export const make = (
 
   // Paths: absolute, or from the root.
 
+  const pathOf = (held: Inode): string | undefined => [...names].find(([, { inode }]) => inode === held.inode)?.[0]
+
+  /** A path that begins with an open directory, by the path that the directory has now. */
+  const belowDescriptor = ({ descriptions }: Process, path: string): string => {
+    const [, fd, rest] = /^\/proc\/self\/fd\/(\d+)(\/.*)$/.exec(path) ?? []
+    const held = fd === undefined ? undefined : descriptions.get(Number(fd))?.file
+    if (held === undefined) return path
+    const directory = pathOf(held)
+    return directory === undefined ? path : `${directory}${rest}`
+  }
+
   /**
    * The canonical path of a name whose directory exists, or why there is none. A link at the end, without a slash behind it, is what is named, unless `follow`.
    */
-  const lookup = (path: string, follow = false): { readonly path: string } | ErrnoCode => {
+  const lookup = (given: string, follow = false, process = first): { readonly path: string } | ErrnoCode => {
+    const path = belowDescriptor(process, given)
     if (path === "") return "ENOENT"
     if (Buffer.byteLength(path) >= pathMax) return "ENAMETOOLONG"
     const parts = path.split("/").reverse()
@@ -470,10 +482,10 @@ export const make = (
   const isBelow = (path: string, directory: string) => path.startsWith(`${directory}/`)
 
   /** In the order in which the kernel looks: the two directories, then the two names, then what they name. */
-  const rename = (from: string, to: string): Answer => {
-    const source = lookup(from)
+  const rename = (process: Process, from: string, to: string): Answer => {
+    const source = lookup(from, false, process)
     if (typeof source === "string") return source
-    const target = lookup(to)
+    const target = lookup(to, false, process)
     if (typeof target === "string") return target
     if (source.path === "" || target.path === "") return "EBUSY"
     const moved = names.get(source.path)
@@ -501,7 +513,7 @@ export const make = (
   }
 
   const create = (process: Process, prefix: string, openFlags: number, path: { value?: string }): Answer => {
-    const name = lookup(`${prefix}${(nextName++).toString(36).padStart(6, "0")}`)
+    const name = lookup(`${prefix}${(nextName++).toString(36).padStart(6, "0")}`, false, process)
     if (typeof name === "string") return name
     if (process.descriptions.size >= maxFds) return "EMFILE"
     const file = newFile(newInode(S_IFREG | 0o600, process.uid))
@@ -565,23 +577,24 @@ export const make = (
     const withDescription = (fd: number, use: (description: Description) => Answer): Answer =>
       descriptionOf(process, fd, use)
 
+    const shown = (path: string) => belowDescriptor(process, path)
     const kernel: Kernel = {
       flags,
       pageSize: blockBytes,
       mkdir: (path, mode) =>
-        perform("mkdir", { path }, () => {
-          const name = lookup(path)
+        perform("mkdir", { path: shown(path) }, () => {
+          const name = lookup(path, false, process)
           if (typeof name === "string") return name
           if (names.has(name.path)) return "EEXIST"
           names.set(name.path, newInode(S_IFDIR | mode, process.uid))
           return 0
         }),
       mkostemp: (prefix, openFlags, path) =>
-        perform("mkostemp", { path: prefix }, () => create(process, prefix, openFlags, path)),
+        perform("mkostemp", { path: shown(prefix) }, () => create(process, prefix, openFlags, path)),
       open: (path, openFlags) =>
-        perform("open", { path }, () => {
+        perform("open", { path: shown(path) }, () => {
           const reopened = /^\/proc\/self\/fd\/(\d+)$/.exec(path)?.[1]
-          const name = lookup(path, (openFlags & flags.O_NOFOLLOW) === 0)
+          const name = lookup(path, (openFlags & flags.O_NOFOLLOW) === 0, process)
           const inode = reopened !== undefined
             ? process.descriptions.get(Number(reopened))?.file
             : typeof name === "string"
@@ -694,24 +707,32 @@ export const make = (
             })
         ),
       fdatasync: (fd) => perform("fdatasync", { fd }, () => withDescription(fd, () => 0)),
-      statx: (fd, out) =>
-        perform("statx", { fd }, () =>
-          withDescription(fd, ({ file }) => {
-            out.value = {
-              deviceMajor: 8,
-              deviceMinor: 1,
-              inode: file.inode,
-              links: file.links,
-              mode: file.mode,
-              uid: file.uid,
-              attributes: 0,
-              mountId: 1,
-              size: file.size,
-              allocated: file.blocks.size * blockBytes,
-              directIo: filesystem.directIo
-            }
-            return 0
-          })),
+      statx: (fd, out, path) => {
+        const answer = (file: File): Answer => {
+          out.value = {
+            deviceMajor: 8,
+            deviceMinor: 1,
+            inode: file.inode,
+            links: file.links,
+            mode: file.mode,
+            uid: file.uid,
+            attributes: 0,
+            mountId: 1,
+            size: file.size,
+            allocated: file.blocks.size * blockBytes,
+            directIo: filesystem.directIo
+          }
+          return 0
+        }
+        if (path === undefined) return perform("statx", { fd }, () => withDescription(fd, ({ file }) => answer(file)))
+        const absolute = fd < 0 || path.startsWith("/") ? path : `/proc/self/fd/${fd}/${path}`
+        return perform("statx", { fd, path: shown(absolute) }, () => {
+          const name = lookup(absolute, false, process)
+          if (typeof name === "string") return name
+          const inode = names.get(name.path)
+          return inode === undefined ? "ENOENT" : answer(isFile(inode) ? inode : newFile(inode))
+        })
+      },
       fstatfs: (fd, out) =>
         perform("fstatfs", { fd }, () =>
           withDescription(fd, () => {
@@ -725,8 +746,8 @@ export const make = (
             return 0
           })),
       unlink: (path) =>
-        perform("unlink", { path }, () => {
-          const name = lookup(path)
+        perform("unlink", { path: shown(path) }, () => {
+          const name = lookup(path, false, process)
           if (typeof name === "string") return name
           const inode = names.get(name.path)
           if (inode === undefined) return "ENOENT"
@@ -738,10 +759,10 @@ export const make = (
           }
           return 0
         }),
-      rename: (path, to) => perform("rename", { path, to }, () => rename(path, to)),
+      rename: (path, to) => perform("rename", { path: shown(path), to: shown(to) }, () => rename(process, path, to)),
       readdir: (path, out) =>
-        perform("readdir", { path }, () => {
-          const name = lookup(path, true)
+        perform("readdir", { path: shown(path) }, () => {
+          const name = lookup(path, true, process)
           if (typeof name === "string") return name
           const inode = names.get(name.path)
           if (inode === undefined) return "ENOENT"
@@ -754,8 +775,13 @@ export const make = (
           return 0
         }),
       readlink: (path, out) =>
-        perform("readlink", { path }, () => {
-          const name = lookup(path)
+        perform("readlink", { path: shown(path) }, () => {
+          const held = process.descriptions.get(Number(/^\/proc\/self\/fd\/(\d+)$/.exec(path)?.[1]))
+          if (held !== undefined) {
+            out.value = pathOf(held.file) ?? "/unknown (deleted)"
+            return 0
+          }
+          const name = lookup(path, false, process)
           if (typeof name === "string") return name
           const inode = names.get(name.path)
           if (inode?.target === undefined) return inode === undefined ? "ENOENT" : "EINVAL"

@@ -65,7 +65,7 @@ const judge = (syscalls: Kernel, path: string, uid: number, mode: Mode, found: S
     if ((found.mode & S_IFMT) !== S_IFREG) return left("kind", "it is no regular file")
     if (found.uid !== uid) return left("user", `it belongs to another user (${found.uid})`)
     // Where there are no locks, this process still knows its own.
-    if (linkedFiles.has(path)) return inUse
+    if (linkedFiles.has(path, found)) return inUse
     return yield* Effect.acquireUseRelease(
       Effect.catchIf(
         lock(syscalls, path),

@@ -28,6 +28,7 @@ import { errnos, FALLOC_FL_WRITE_ZEROES, FS_NOCOW_FL } from "../Syscalls.js"
 import * as directoryPolicy from "./directoryPolicy.js"
 import { mapOf } from "./extents.js"
 import * as fileLock from "./fileLock.js"
+import * as fileName from "./fileName.js"
 import {
   alignmentWithoutAnswer,
   BTRFS,
@@ -49,6 +50,9 @@ import type { Patience } from "./patience.js"
 import { make as makePatience } from "./patience.js"
 import { ProgressListener } from "./progress.js"
 
+/** What mkostemp adds to its prefix. */
+const randomLetters = 6
+
 /** How often a file may be swept away between its creation and its lock. */
 const maxCreations = 8
 
@@ -62,13 +66,19 @@ export type ReleaseFailure = ReleaseFailed["failures"][number]
 
 /**
  * What there is to undo. `fds` holds a second descriptor only while the file is being reopened or taken up. `lock`: the descriptor that
- * holds its lock. `linked`: `path` is its name, to be unlinked. `takenFrom`: the name that it had, and gets back should it not be used.
- * `kept`: it has that name for good.
+ * holds its lock. `linked`: it is not known to have no link, and `path` is to be unlinked. `takenFrom`: the name that it had, and gets
+ * back should it not be used. `kept`: it has that name for good.
  */
 export interface TemporaryFile {
   readonly path: string
   readonly fds: Array<number>
   lock: number | undefined
+  /** The directory that its name is in, open; undefined where there is no /proc to reach through it. */
+  directory: number | undefined
+  /** What tells it from another file with its name; undefined while that is not known. */
+  identity: linkedFiles.Identity | undefined
+  /** The magic number of its filesystem. */
+  filesystem: number | undefined
   /** The file that was kept is getting the name. */
   takingUp: boolean
   linked: boolean
@@ -138,12 +148,12 @@ export const checkDirectory = (
  * A lock that may be unknown on other hosts still protects the file from a forced sweep on this one. Nothing depends on it: such a
  * filesystem may answer anything.
  */
-const lockedForThisHost = (syscalls: Syscalls, file: TemporaryFile, created: number): Effect.Effect<boolean> =>
+const lockedForThisHost = (syscalls: Syscalls, file: TemporaryFile, created: Statx): Effect.Effect<boolean> =>
   Effect.uninterruptible(Effect.gen(function*() {
-    const lock = yield* Effect.orElseSucceed(fileLock.lock(syscalls, file.path), () => undefined)
+    const beside = fileName.within(syscalls, file)
+    const lock = yield* Effect.orElseSucceed(fileLock.lock(beside, file.path), () => undefined)
     if (lock?._tag !== "Locked") return true
-    const statx = yield* Effect.orElseSucceed(syscalls.statx(created), () => undefined)
-    if (statx !== undefined && fileLock.isSameFile(lock.statx, statx)) file.lock = lock.fd
+    if (fileLock.isSameFile(lock.statx, created)) file.lock = lock.fd
     else yield* Effect.ignore(syscalls.close(lock.fd))
     return true
   }))
@@ -159,9 +169,13 @@ const locked = (
 ): Effect.Effect<boolean, SyscallError> =>
   Effect.gen(function*() {
     const { type } = yield* syscalls.fstatfs(created)
-    if (!locksAreTrusted(type)) return yield* lockedForThisHost(syscalls, file, created)
+    file.filesystem = type
+    const statx = yield* syscalls.statx(created)
+    file.identity = statx
+    linkedFiles.identify(fileName.nameOf(file), statx)
+    if (!locksAreTrusted(type)) return yield* lockedForThisHost(syscalls, file, statx)
     const lock = yield* Effect.catchIf(
-      fileLock.lock(syscalls, file.path),
+      fileLock.lock(fileName.within(syscalls, file), file.path),
       fileLock.isUnsupported,
       (cause) =>
         Effect.annotateLogs(
@@ -174,73 +188,85 @@ const locked = (
     if (lock === undefined) return true
     if (lock._tag !== "Locked") return false
     file.lock = lock.fd
-    const statx = yield* syscalls.statx(created)
     return lock.statx.links > 0 && fileLock.isSameFile(lock.statx, statx)
   })
 
+/** The file, and the descriptor of the directory that it is in; without that where /proc, through which it is used, is missing. */
+const createIn = (
+  syscalls: Syscalls,
+  directory: string
+): Effect.Effect<
+  { readonly fd: number; readonly path: string; readonly directory: number | undefined },
+  DirectoryUnusable | CreateFailed
+> => {
+  const { O_CLOEXEC, O_DIRECTORY, O_PATH } = syscalls.flags
+  const prefixIn = (directory: string) => `${directory.replace(/\/+$/, "")}/${namePrefix}`
+  const prefix = prefixIn(directory)
+  const failed = creationFailed("create file", directory, `${prefix}XXXXXX`)
+  const madeDirectory = Effect.mapError(
+    makePath(syscalls, directory),
+    creationFailed("create directory", directory, directory)
+  )
+  const orWithDirectory = <A>(attempt: Effect.Effect<A, SyscallError>) =>
+    Effect.catchIf(
+      Effect.mapError(attempt, failed),
+      ({ cause }) => cause?.errno === errnos.ENOENT,
+      () => Effect.zipRight(madeDirectory, Effect.mapError(attempt, failed))
+    )
+  return Effect.gen(function*() {
+    const held = yield* orWithDirectory(syscalls.open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC))
+    const below = yield* Effect.either(syscalls.mkostemp(`${fileName.ofDescriptor(held)}/${namePrefix}`, O_CLOEXEC))
+    if (below._tag === "Right") {
+      const { fd, path } = below.right
+      // As it stays when the working directory changes.
+      const absolute = directory.startsWith("/")
+        ? directory
+        : yield* Effect.orElseSucceed(syscalls.readlink(fileName.ofDescriptor(held)), () => directory)
+      return { fd, path: `${prefixIn(absolute)}${path.slice(-randomLetters)}`, directory: held }
+    }
+    yield* Effect.ignore(syscalls.close(held))
+    if (below.left.errno !== errnos.ENOENT) return yield* failed(fileName.withPath(below.left, `${prefix}XXXXXX`))
+    return { ...yield* orWithDirectory(syscalls.mkostemp(prefix, O_CLOEXEC)), directory: undefined }
+  })
+}
+
 /**
  * The only step that makes something to undo; whatever the file gathers later, `release` takes care of. It is locked before anything
- * else, so that no sweep takes it for one that its owner has left behind. A missing directory is made when the file finds it missing,
- * which saves the usual case a call; what is made of it stays.
+ * else, so that no sweep takes it for one that its owner has left behind. Its directory is opened first, and the file is made below that
+ * descriptor: it certainly is in the directory that stays open. A missing directory is made when it is found missing, which saves the
+ * usual case a call; what is made of it stays.
  */
 export const create = (
   syscalls: Syscalls,
   directory: string,
   creations = maxCreations
 ): Effect.Effect<TemporaryFile, DirectoryUnusable | CreateFailed | FileReplaced> => {
-  const prefix = `${directory.replace(/\/+$/, "")}/${namePrefix}`
-  const made = Effect.mapError(
-    syscalls.mkostemp(prefix, syscalls.flags.O_CLOEXEC),
-    creationFailed("create file", directory, `${prefix}XXXXXX`)
-  )
-  const madeDirectory = Effect.mapError(
-    makePath(syscalls, directory),
-    creationFailed("create directory", directory, directory)
-  )
   return Effect.gen(function*() {
-    const { fd, path } = yield* Effect.catchIf(
-      made,
-      ({ cause }) => cause.errno === errnos.ENOENT,
-      () => Effect.zipRight(madeDirectory, made)
-    )
+    const made = yield* createIn(syscalls, directory)
+    const { path } = made
     const file: TemporaryFile = {
       path,
-      fds: [fd],
+      fds: [made.fd],
       lock: undefined,
+      directory: made.directory,
+      identity: undefined,
+      filesystem: undefined,
       linked: true,
       takenFrom: undefined,
       kept: false,
       takingUp: false
     }
-    const isOurs = yield* locked(syscalls, file, fd).pipe(
+    const isOurs = yield* locked(syscalls, file, made.fd).pipe(
       Effect.mapError(failedAt("lock", path)),
       Effect.tapError(() => undo(syscalls, file, []))
     )
     if (isOurs) return file
     // Who holds the lock may only have looked.
-    const failures: Array<ReleaseFailure> = []
-    yield* Effect.catchAll(
-      Effect.catchIf(syscalls.unlink(path), is("ENOENT"), () => Effect.void),
-      (cause) => Effect.sync(() => void failures.push({ step: "unlink", cause }))
-    )
-    file.linked = false
-    yield* undo(syscalls, file, failures)
+    yield* undo(syscalls, file, [])
     if (creations > 1) return yield* create(syscalls, directory, creations - 1)
     return yield* new FileReplaced({ path })
   })
 }
-
-export const unlink = (syscalls: Syscalls, file: TemporaryFile): Effect.Effect<void, SyscallError> =>
-  Effect.uninterruptible(
-    syscalls.unlink(file.path).pipe(
-      Effect.as(true),
-      Effect.catchIf(is("ENOENT"), () => Effect.succeed(false)),
-      Effect.flatMap((removed) => {
-        file.linked = false
-        return removed ? Effect.void : Effect.logWarning(`${file.path} was removed by somebody else`)
-      })
-    )
-  )
 
 /** The descriptor of the lock, which is the caller's from now on. */
 const lockOf = (file: TemporaryFile): ReadonlyArray<number> => {
@@ -262,21 +288,26 @@ export const release = (
 ): Effect.Effect<void> =>
   Effect.suspend(() => {
     const [fd = -1] = file.fds
-    const report = (step: "unlink" | "close") => (cause: SyscallError) =>
-      Effect.sync(() => void failures.push({ step, cause }))
+    const report = (failure: ReleaseFailure) => Effect.sync(() => void failures.push(failure))
     const unlinked = Effect.suspend(() =>
       file.linked
         ? Effect.flatMap(
           keptFile.givenBack(syscalls, file),
-          (given) => given ? Effect.void : Effect.catchAll(unlink(syscalls, file), report("unlink"))
+          (given) =>
+            given ? Effect.void : Effect.catchAll(fileName.unlink(syscalls, file), (error) =>
+              report(
+                error._tag === "StillLinked"
+                  ? { step: "unlink", remaining: error.remaining }
+                  : { step: "unlink", cause: error }
+              ))
         )
         : Effect.void
     )
     const closed = Effect.suspend(() =>
       // The lock last: while the name is there it has an owner.
       Effect.forEach(
-        [...file.fds.splice(0), ...lockOf(file)],
-        (fd) => Effect.catchAll(syscalls.close(fd), report("close")),
+        [...file.fds.splice(0), ...fileName.letGo(file), ...lockOf(file)],
+        (fd) => Effect.catchAll(syscalls.close(fd), (cause) => report({ step: "close", cause })),
         {
           discard: true
         }
@@ -314,7 +345,9 @@ const reopen = (
 ): Effect.Effect<{ readonly fd: number; readonly refused?: SyscallError }, CreateFailed | FileReplaced> =>
   Effect.uninterruptible(Effect.gen(function*() {
     const { O_CLOEXEC, O_DIRECT, O_NOFOLLOW, O_RDWR } = syscalls.flags
-    const opened = yield* Effect.either(syscalls.open(file.path, O_RDWR | O_DIRECT | O_NOFOLLOW | O_CLOEXEC))
+    const opened = yield* Effect.either(
+      fileName.within(syscalls, file).open(file.path, O_RDWR | O_DIRECT | O_NOFOLLOW | O_CLOEXEC)
+    )
     if (opened._tag === "Left") {
       if (isDirectIoRefused(opened.left)) return { fd: created, refused: opened.left }
       return yield* failedAt("reopen", file.path)(opened.left)
@@ -326,9 +359,8 @@ const reopen = (
       failedAt("reopen", file.path)
     )
     if (!fileLock.isSameFile(before, after)) {
-      // The name is somebody else's now, and not ours to remove: neither at release nor at exit.
-      file.linked = false
-      linkedFiles.forget(file.path)
+      // The name is somebody else's now, and not ours to remove. The release finds that, and looks for other links of the file.
+      linkedFiles.forget(fileName.nameOf(file))
       return yield* new FileReplaced({ path: file.path })
     }
     file.fds.splice(file.fds.indexOf(created), 1)
@@ -620,7 +652,12 @@ export const prepare = (
       ? yield* reopen(syscalls, file, created)
       : { fd: created, refused: undefined }
     const { fd } = opened
-    if (options.earlyUnlink) yield* Effect.mapError(unlink(syscalls, file), failedAt("early unlink", path))
+    if (options.earlyUnlink) {
+      yield* Effect.mapError(fileName.unlink(syscalls, file), (error) =>
+        error._tag === "StillLinked"
+          ? new CreateFailed({ step: "early unlink", path, remaining: error.remaining })
+          : failedAt("early unlink", path)(error))
+    }
 
     const statfs = yield* Effect.mapError(syscalls.fstatfs(fd), failedAt("inspect", path))
     const { blockSize, type } = statfs

@@ -30,7 +30,11 @@ const fiemapExtentBytes = 56
 const fiemapExtents = 128
 
 // uapi/linux/stat.h
+const AT_SYMLINK_NOFOLLOW = 0x100
 const AT_EMPTY_PATH = 0x1000
+const AT_STATX_FORCE_SYNC = 0x2000
+/** What a name is that of is not taken from a cache: FUSE and NFS ask their server. */
+const namedFlags = AT_SYMLINK_NOFOLLOW | AT_STATX_FORCE_SYNC
 const STATX_BASIC_STATS = 0x7ff
 const STATX_MNT_ID = 0x1000
 const STATX_DIOALIGN = 0x2000
@@ -142,7 +146,7 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
 
   /** C would end a path at a NUL, and name another file: no file has that name. */
   const onPath = (path: string, call: () => Effect.Effect<number>) =>
-    path.includes("\0") ? Effect.succeed(-errnos.ENOENT) : call()
+    path.includes("\0") ? Effect.succeed(-errnos.ENOENT) : Effect.suspend(call)
 
   const kernel: Kernel = {
     flags: architecture.flags,
@@ -186,13 +190,13 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
     pread: (fd, into, offset) => offThread(pread, [fd, into, into.byteLength, offset]),
     pwrite: (fd, from, offset) => offThread(pwrite, [fd, from, from.byteLength, offset]),
     fdatasync: (fd) => offThread(fdatasync, [fd]),
-    statx: (fd, out) =>
-      Effect.suspend(() => {
+    statx: (fd, out, path = "") =>
+      onPath(path, () => {
         const buffer = new DataView(new ArrayBuffer(256))
         const bytes = new Uint8Array(buffer.buffer)
         return offThread(
           statx,
-          [architecture.statx, fd, "", AT_EMPTY_PATH, statxMask, bytes],
+          [architecture.statx, fd, path, path === "" ? AT_EMPTY_PATH : namedFlags, statxMask, bytes],
           {
             done: () => {
               const mask = buffer.getUint32(0, true)
@@ -240,7 +244,8 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
     unlink: (path) =>
       offThread(unlink, [path], {
         done: (result) => {
-          if (result === 0 || result === -errnos.ENOENT) linkedFiles.forget(path)
+          // ENOENT proves nothing: a file whose directory was renamed has its name.
+          if (result === 0) linkedFiles.forget(path)
         }
       }),
     rename: (from, to) =>

@@ -3,14 +3,15 @@
  * finalizer. So that others, who do run, know of its files and descriptors:
  *
  * - The names are registered with libc, which unlinks them when the thread has ended, however it ends. By then Node has waited for the
- *   calls that the pool was making for the thread.
+ *   calls that the pool was making for the thread, and has closed its descriptors: a name below the descriptor of a directory is
+ *   registered below a duplicate of that, which Node does not know. libc compares nothing: a file that has got the name is unlinked.
  * - The descriptors are opened through `node:fs`: a worker closes what is left of these, also one whose opening was under way
  *   (`trackUnmanagedFds`, on by default). They are not closed through it off-thread: Node forgets a descriptor when that is asked for,
  *   and drops what still waits for the pool when the thread is terminated.
  */
 import * as Effect from "effect/Effect"
 import { randomInt } from "node:crypto"
-import { close, closeSync, constants, open, openSync } from "node:fs"
+import { close, closeSync, constants, open, openSync, readlinkSync } from "node:fs"
 import { isMainThread } from "node:worker_threads"
 import { PlatformNotSupported } from "../../DiskStorageError.js"
 import { errnos } from "../../Syscalls.js"
@@ -30,17 +31,27 @@ const randomName = () => Array.from({ length: 6 }, () => letters[randomInt(lette
 /** glibc's, and that of the C++ library, which other libcs leave it to. */
 const registrars = ["__cxa_thread_atexit_impl", "__cxa_thread_atexit"]
 
-/** Memory of C that this thread has registered, and that holds no path now. */
-const unused: Array<number> = []
+/** Memory of C, and a descriptor for the directory of the path in it. Both end with the thread. */
+interface Registered {
+  readonly memory: number
+  readonly directory: number
+}
+
+/** Those of this thread that hold no path now. */
+const unused: Array<Registered> = []
+
+/** A path below the descriptor of a directory. */
+const belowDescriptor = /^\/proc\/self\/fd\/(\d+)\/(.*)$/s
 
 /** Has a path unlinked at the end of this thread, until what it returns is called. */
 type AtEnd = (path: string) => () => void
 
 /**
  * What is registered with libc cannot be taken back, and stays as many as there were names at once: each is memory of C that
- * holds a path, or an empty one, which names no file, until there is another. It outlives the memory of JavaScript.
+ * holds a path, or an empty one, which names no file, until there is another. It outlives the memory of JavaScript. `nothing` is a
+ * descriptor that holds nothing, for when there is no directory.
  */
-const unlinkAtEnd = (declare: Native["declare"]): Effect.Effect<AtEnd, PlatformNotSupported> =>
+const unlinkAtEnd = (declare: Native["declare"], nothing: number): Effect.Effect<AtEnd, PlatformNotSupported> =>
   Effect.gen(function*() {
     const dlsym = yield* declare("dlsym", "int64_t", ["int64_t", "str"])
     const registrar = registrars.find((name) => dlsym(0, name) !== 0)
@@ -49,32 +60,50 @@ const unlinkAtEnd = (declare: Native["declare"]): Effect.Effect<AtEnd, PlatformN
     const register = yield* declare(registrar, "int", ["int64_t", "int64_t", "int64_t"])
     const malloc = yield* declare("malloc", "int64_t", ["size_t"])
     const memcpy = yield* declare("memcpy", "int64_t", ["int64_t", "void *", "size_t"])
-    const [unlink, free] = [dlsym(0, "unlink"), dlsym(0, "free")]
-    const take = () => {
+    const fcntl = yield* declare("fcntl", "int", ["int", "int", "long"])
+    const dup3 = yield* declare("dup3", "int", ["int", "int", "int"])
+    const [unlink, free, close] = [dlsym(0, "unlink"), dlsym(0, "free"), dlsym(0, "close")]
+    const take = (): Registered | undefined => {
       const known = unused.pop()
       if (known !== undefined) return known
       const memory = malloc(PATH_MAX)
       if (memory === 0) return undefined
-      // Called in the opposite order.
+      const directory = fcntl(nothing, F_DUPFD_CLOEXEC, 0)
+      // Called in the opposite order; an integer is passed as a pointer is.
+      if (directory >= 0) register(close, directory, unlink)
       register(free, memory, unlink)
       memcpy(memory, new Uint8Array(1), 1)
       register(unlink, memory, unlink)
-      return memory
+      return { memory, directory }
+    }
+    /** The path as it leads to the file when Node has closed the descriptor in it. */
+    const lasting = (path: string, { directory }: Registered): string => {
+      const [, fd, name] = belowDescriptor.exec(path) ?? []
+      if (fd === undefined) return path
+      if (directory >= 0 && dup3(Number(fd), directory, O_CLOEXEC) >= 0) return `/proc/self/fd/${directory}/${name}`
+      try {
+        return `${readlinkSync(`/proc/self/fd/${fd}`)}/${name}`
+      } catch {
+        return path
+      }
     }
     return (path) => {
-      const bytes = new TextEncoder().encode(`${path}\0`)
-      const memory = bytes.byteLength > PATH_MAX ? undefined : take()
-      if (memory === undefined) return () => {}
-      memcpy(memory, bytes, bytes.byteLength)
+      const registered = take()
+      if (registered === undefined) return () => {}
+      const { directory, memory } = registered
+      const bytes = new TextEncoder().encode(`${lasting(path, registered)}\0`)
+      if (bytes.byteLength <= PATH_MAX) memcpy(memory, bytes, bytes.byteLength)
       return () => {
         memcpy(memory, new Uint8Array(1), 1)
-        unused.push(memory)
+        if (directory >= 0) dup3(nothing, directory, O_CLOEXEC)
+        unused.push(registered)
       }
     }
   })
 
-// uapi/asm-generic/fcntl.h
+// uapi/asm-generic/fcntl.h and uapi/linux/fcntl.h
 const O_CLOEXEC = 0x8_0000
+const F_DUPFD_CLOEXEC = 1030
 
 /** For descriptors that no file of a path is behind: `keep` gives another number for one, which ends with a worker, `close` takes it. */
 export const descriptors = (
@@ -125,7 +154,6 @@ export const endingWithThread = (
   offThread: OffThread
 ): Effect.Effect<Kernel, PlatformNotSupported> =>
   isMainThread ? Effect.succeed(kernel) : Effect.gen(function*() {
-    const atEnd = yield* unlinkAtEnd(declare)
     const dup3 = yield* declare("dup3", "int", ["int", "int", "int"])
     const nothing = yield* Effect.try({
       try: () => placeholder ??= openSync("/", kernel.flags.O_PATH),
@@ -136,6 +164,8 @@ export const endingWithThread = (
           reason: `this thread gets no descriptor: ${String(error)}`
         })
     })
+
+    const atEnd = yield* unlinkAtEnd(declare, nothing)
 
     type Answered = (error: NodeJS.ErrnoException | null, fd?: number) => void
     const throughNode = (call: (answered: Answered) => void): Effect.Effect<number> =>
