@@ -112,6 +112,60 @@ export class DirectoryUnsafe extends Schema.TaggedError<DirectoryUnsafe>(id("Dir
 }
 
 /**
+ * `requireMount` names no mount point, or the storage would not lie on that mount. Nothing was made where the check came before the
+ * first directory; where the mount went away after it, the file was removed before it was allocated.
+ *
+ * - `missing`: the path is not there, or cannot be opened; `cause` says why.
+ * - `not a mount point`: the path is there, and no filesystem is mounted at it.
+ * - `elsewhere`: `directory`, or the file made in it, is on another mount.
+ * - `unknown`: the kernel does not say what is mounted there (before Linux 5.8, without /proc).
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class MountMissing extends Schema.TaggedError<MountMissing>(id("MountMissing"))(
+  "MountMissing",
+  {
+    mount: Schema.String,
+    directory: Schema.String,
+    reason: Schema.Literal("missing", "not a mount point", "elsewhere", "unknown"),
+    cause: Schema.optional(SyscallError)
+  }
+) {
+  override get message(): string {
+    const { cause, directory, mount, reason } = this
+    const because = cause === undefined ? "" : ` (${cause.message})`
+    const option = "option requireMount, DISK_STORAGE_REQUIRE_MOUNT"
+    switch (reason) {
+      case "missing":
+        return `No storage is made in ${directory}: the mount ${mount} is missing${because}. Mount the disk there, or correct the path (${option}).`
+      case "not a mount point":
+        return `No storage is made in ${directory}: nothing is mounted at ${mount}. Mount the disk there, or correct the path (${option}).`
+      case "elsewhere":
+        return `No storage is made in ${directory}: it does not lie on the mount ${mount}. Use a directory below that mount (DYN_KVBM_DISK_CACHE_DIR, option directory), or name the mount that it lies on (${option}).`
+      case "unknown":
+        return `No storage is made in ${directory}: the kernel does not tell which mount ${mount} is${because}. Mount /proc, use Linux 5.8 or later, or leave the requirement out (${option}).`
+    }
+  }
+}
+
+/**
+ * The path is relative, and the working directory of this process was removed, or is on a mount that was detached. A relative path
+ * leads nowhere then. Nothing was made.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class WorkingDirectoryGone extends Schema.TaggedError<WorkingDirectoryGone>(id("WorkingDirectoryGone"))(
+  "WorkingDirectoryGone",
+  { path: Schema.String }
+) {
+  override get message(): string {
+    return `${this.path} is a relative path, and the working directory of this process is gone: it was removed or unmounted. Use an absolute path (DYN_KVBM_DISK_CACHE_DIR, option directory), or start the process in a directory that exists.`
+  }
+}
+
+/**
  * The temp file could not be created, opened or looked at, for a reason that lies outside the directory (no descriptor left, an
  * I/O error, …). `step` says which.
  *
@@ -1069,6 +1123,8 @@ export type AcquireError =
   | InvalidOption
   | DirectoryUnusable
   | DirectoryUnsafe
+  | MountMissing
+  | WorkingDirectoryGone
   | CreateFailed
   | FileReplaced
   | DirectIoRefused

@@ -49,6 +49,7 @@ import { BlockResults } from "./blockResults.js"
 import * as diskStorage from "./diskStorage.js"
 import { makeDoor } from "./door.js"
 import { wholeNumber } from "./engineOptions.js"
+import { isWellFormed } from "./pathText.js"
 import { inTurns } from "./turns.js"
 
 export const TypeId: unique symbol = Symbol.for("effect-disk-storage/BlockStore")
@@ -190,12 +191,17 @@ export const storages = (
 export const resolve = (options: BlockStoreOptions) =>
   Effect.gen(function*() {
     const checksum = options.checksum ?? "xxh128"
+    const content: unknown = options.content ?? ""
+    if (typeof content !== "string" || !isWellFormed(content)) {
+      const value = JSON.stringify(content) ?? String(content)
+      return yield* new InvalidOption({ option: "content", value, expected: "a text without lone surrogates" })
+    }
     return {
       asked: yield* wholeNumber("blockBytes", options.blockBytes, 0, 1, 2 ** 32),
       maxBlocksInFlight: yield* wholeNumber("maxBlocksInFlight", options.maxBlocksInFlight, 32, 1, 65_536),
       eventCapacity: yield* wholeNumber("eventCapacity", options.eventCapacity, 4096, 1, 2 ** 24),
       failureLimit: yield* wholeNumber("failureLimit", options.failureLimit, 8, 1, 2 ** 31),
-      content: options.content ?? "",
+      content,
       checksum,
       checker: yield* checksums.make(checksum)
     }

@@ -23,7 +23,7 @@ import {
   ReleaseFailed
 } from "../DiskStorageError.js"
 import type { IoEngine } from "../IoEngine.js"
-import type { Statfs, SyscallError, Syscalls } from "../Syscalls.js"
+import type { Statfs, Statx, SyscallError, Syscalls } from "../Syscalls.js"
 import { errnos, FALLOC_FL_WRITE_ZEROES, FS_NOCOW_FL } from "../Syscalls.js"
 import * as directoryPolicy from "./directoryPolicy.js"
 import { mapOf } from "./extents.js"
@@ -47,6 +47,7 @@ import { namePrefix } from "./options.js"
 import type { Patience } from "./patience.js"
 import { make as makePatience } from "./patience.js"
 import { ProgressListener } from "./progress.js"
+import * as requiredMount from "./requiredMount.js"
 
 /** How often a file may be swept away between its creation and its lock. */
 const maxCreations = 8
@@ -96,16 +97,19 @@ const is = (...codes: ReadonlyArray<keyof typeof errnos>) => {
 
 const isDirectoryAtFault = is("ENOENT", "ENOTDIR", "EACCES", "EPERM", "EROFS", "ENAMETOOLONG", "ELOOP")
 const isNoRoom = is("ENOSPC", "EDQUOT", "EFBIG")
-const isUnsupported = is("EOPNOTSUPP", "ENOSYS")
+/** How filesystems, old kernels and sandboxes refuse fallocate; a file just made is neither immutable nor sealed. */
+const isUnsupported = is("EOPNOTSUPP", "ENOSYS", "EPERM")
 /** How sandboxes and old kernels say that they have no such locks. */
 const isLockUnsupported = (error: SyscallError) =>
-  error.syscall === "fcntlSetLock" && is("EINVAL", "ENOLCK", "ENOSYS", "EOPNOTSUPP")(error)
-/** How kernels say no to a mode of fallocate that they, or the device, do not know. */
-const isWriteZeroesRefused = is("EOPNOTSUPP", "ENOSYS", "EINVAL")
+  error.syscall === "fcntlSetLock" && is("EINVAL", "ENOLCK", "ENOSYS", "EOPNOTSUPP", "EPERM")(error)
+/** How kernels and sandboxes say no to a mode of fallocate that they, or the device, do not know. */
+const isWriteZeroesRefused = is("EOPNOTSUPP", "ENOSYS", "EINVAL", "EPERM")
 /** How the kernel says no to O_DIRECT. */
 const isDirectIoRefused = is("EINVAL", "EOPNOTSUPP")
-/** How filesystems and the missing right say no to an inode flag. */
-const isFlagRefused = is("EOPNOTSUPP", "ENOTTY", "EINVAL", "EPERM", "EACCES")
+/** The same for a file that is open, where sandboxes have an answer of their own. */
+const isFlagChangeRefused = is("EINVAL", "EOPNOTSUPP", "ENOSYS", "EPERM")
+/** How filesystems, the missing right and sandboxes say no to an inode flag. */
+const isFlagRefused = is("EOPNOTSUPP", "ENOTTY", "EINVAL", "EPERM", "EACCES", "ENOSYS")
 
 const failedAt = (step: CreateFailed["step"], path: string) => (cause: SyscallError) =>
   new CreateFailed({ step, path, cause })
@@ -369,7 +373,7 @@ const setDirect = (
       const flags = yield* syscalls.fcntlGetFlags(fd)
       const set = yield* Effect.either(syscalls.fcntlSetFlags(fd, flags | O_DIRECT))
       if (set._tag === "Left") {
-        return isDirectIoRefused(set.left) ? { flag: false, refused: set.left } : yield* set.left
+        return isFlagChangeRefused(set.left) ? { flag: false, refused: set.left } : yield* set.left
       }
     }
     const flags = yield* syscalls.fcntlGetFlags(fd)
@@ -578,17 +582,36 @@ const allocate = (
   })
 }
 
+/** Where statx is refused: fstat answers without alignments. */
+const warnOfFstat = (path: string): Effect.Effect<void> =>
+  Effect.annotateLogs(
+    Effect.logWarning("statx is refused here, as by old container runtimes: the alignment of direct I/O is assumed"),
+    { path }
+  )
+
+const withSource = ({ source }: Statx, state: DirectIoState): DirectIoState =>
+  source === "fstat"
+    ? { ...state, reason: `${state.reason}; statx is refused here, so that the alignment is assumed` }
+    : state
+
 /** From a created file to one that can be used; plain steps, interruptible, undone by the release of `create`. */
 export const prepare = (
   syscalls: Syscalls,
   engine: IoEngine,
   patience: Patience,
   options: ResolvedOptions,
-  file: TemporaryFile
+  file: TemporaryFile,
+  mount?: requiredMount.RequiredMount
 ): Effect.Effect<Prepared, AcquireError> =>
   Effect.gen(function*() {
     const { path } = file
     const { keepAt } = options
+    const onMount = (fd: number, statx: Statx) =>
+      mount === undefined ? Effect.void : requiredMount.check(syscalls, mount, fd, statx, options.directory)
+    if (mount !== undefined) {
+      const made = Arr.unsafeGet(file.fds, 0)
+      yield* onMount(made, yield* Effect.mapError(syscalls.statx(made), failedAt("inspect", path)))
+    }
     // Beside the file, whose path is absolute, so that the working directory may change.
     const keptPath = keepAt === undefined
       ? undefined
@@ -623,9 +646,11 @@ export const prepare = (
     }
 
     const statx = yield* Effect.mapError(syscalls.statx(fd), failedAt("inspect", path))
+    yield* onMount(fd, statx)
     const answered = statx.directIo
+    if (statx.source === "fstat") yield* warnOfFstat(path)
     const said: DirectIoState = direct.flag
-      ? { flag: true, ...directIoVerdict(type, nocow, answered) }
+      ? withSource(statx, { flag: true, ...directIoVerdict(type, nocow, answered) })
       : {
         flag: false,
         verdict: "buffered",
