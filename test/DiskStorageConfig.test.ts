@@ -153,7 +153,7 @@ describe("DiskStorageConfig", () => {
       )
     }))
 
-  const paths = {
+  const paths: Record<string, Config.Config<unknown>> = {
     DYN_KVBM_DISK_CACHE_DIR: DiskStorageConfig.directory,
     DISK_STORAGE_REQUIRE_MOUNT: DiskStorageConfig.requireMount,
     DISK_STORAGE_CUFILE_LIBRARY: DiskStorageConfig.cuFileLibrary,
