@@ -17,7 +17,7 @@ const disableDirectIo =
   "set DYN_KVBM_DISK_DISABLE_O_DIRECT=true (option directIo: \"disabled\") to use buffered I/O instead"
 
 /**
- * The service cannot run here: not Linux, not x64 or arm64, or the native module is missing.
+ * The service cannot run here: not Linux, not x64 or arm64, or a libc without a function that is needed.
  *
  * @since 0.1.0
  * @category errors
@@ -28,6 +28,37 @@ export class PlatformNotSupported extends Schema.TaggedError<PlatformNotSupporte
 ) {
   override get message(): string {
     return `This platform (${this.platform} ${this.arch}) is not supported: ${this.reason}. Use SimulatedSyscalls to develop and test here.`
+  }
+}
+
+/**
+ * The platform is supported, and koffi, through which the C library is called, cannot be loaded.
+ *
+ * - `package`: the package koffi is not installed where this module is, or a bundle is.
+ * - `native module`: koffi is there without its native module for this platform, which is in a package of its own (`module`). It is an
+ *   optional dependency, which `npm ci --omit=optional` leaves out; or a bundler has taken koffi into a bundle, where it cannot be found.
+ * - `load`: the native module is there, and Node does not load it; `reason` is what Node says.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class NativeModuleMissing extends Schema.TaggedError<NativeModuleMissing>(id("NativeModuleMissing"))(
+  "NativeModuleMissing",
+  { missing: Schema.Literal("package", "native module", "load"), module: Schema.String, reason: Schema.String }
+) {
+  override get message(): string {
+    const external =
+      "mark koffi as external in the bundler (esbuild: external: [\"koffi\"]; webpack: externals; Rollup: external; " +
+      "Vite: ssr.external; Next.js: serverExternalPackages: [\"koffi\"])"
+    const { missing, module, reason } = this
+    switch (missing) {
+      case "package":
+        return `The package koffi is not installed (${reason}). Install the dependencies of effect-disk-storage; for a bundle, ${external}, and install koffi beside it.`
+      case "native module":
+        return `The package koffi has no native module here: ${module} is missing (${reason}). Install optional dependencies too (npm ci without --omit=optional; on another machine, the platform of this one). For a bundle, ${external}, and install koffi beside it.`
+      case "load":
+        return `The native module of koffi (${module}) cannot be loaded: ${reason}. Node must be allowed to load addons (no --no-addons; with --permission, --allow-addons), the module must be of this platform and C library, and its filesystem must not be mounted noexec.`
+    }
   }
 }
 
@@ -1266,6 +1297,7 @@ export type DiskStorageError =
   | ForeignMemory
   | EngineUnavailable
   | PlatformNotSupported
+  | NativeModuleMissing
   | StorageUnlinked
   | UnlinkFailed
   | KeepFailed

@@ -57,10 +57,9 @@ export const sweep = Command.make(
   { ...options, argument },
   ({ argument, dryRun, json }) =>
     Effect.gen(function*() {
-      const report = yield* Effect.flatMap(
-        directory.given(argument),
-        (directory) => DiskStorage.sweep(directory, { dryRun })
-      ).pipe(
+      const report = yield* directory.given(argument).pipe(
+        Effect.tap((directory) => json ? Effect.void : Console.log(`directory: ${printable(directory)}`)),
+        Effect.flatMap((directory) => DiskStorage.sweep(directory, { dryRun })),
         Effect.provide(LinuxSyscalls.layer),
         Effect.mapError((cause) => new NotSwept({ cause }))
       )

@@ -2,7 +2,7 @@
 import * as Effect from "effect/Effect"
 import { fstat, readdir, readlink } from "node:fs"
 import type { BigIntStats } from "node:fs"
-import type { PlatformNotSupported } from "../../DiskStorageError.js"
+import type { NativeModuleMissing, PlatformNotSupported } from "../../DiskStorageError.js"
 import { errnos } from "../../Syscalls.js"
 import type { FiemapExtent, Statx } from "../../Syscalls.js"
 import type { Kernel, Out } from "../kernel.js"
@@ -85,7 +85,7 @@ const gate = Effect.unsafeMakeSemaphore(2)
 /** The arguments of calls that a thread is making: their memory must not be collected meanwhile. */
 const inFlight = new Set<ReadonlyArray<Argument>>()
 
-export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(function*() {
+export const make: Effect.Effect<Kernel, PlatformNotSupported | NativeModuleMissing> = Effect.gen(function*() {
   const { architecture, declare, koffi } = yield* native
   const mkdir = yield* declare("mkdir", "int", ["str", "uint32_t"])
   const mkostemp = yield* declare("mkostemp", "int", ["void *", "int"])
