@@ -45,7 +45,7 @@ const run = (name: string, installed: Installed, ...nodeOptions: ReadonlyArray<s
     platform: "node",
     format,
     external: bundled ? [] : ["koffi"],
-    // koffi asks for its own URL, of which CommonJS has none.
+    // Of import.meta in CommonJS, which koffi has.
     logLevel: "error"
   })
   if (koffi) {
@@ -92,16 +92,26 @@ describe("koffi", { timeout: 120_000 }, () => {
     assert.notInclude(message, "not supported")
   })
 
-  for (const format of ["esm", "cjs"] as const) {
-    it(`is named with the bundler's setting where a bundle (${format}) has it inside, installed beside it or not`, () => {
-      for (const installed of [{}, { koffi: true, native: "as it is" }] satisfies ReadonlyArray<Installed>) {
-        const name = `bundled-${format}-${"koffi" in installed ? "beside" : "alone"}`
-        const { message, missing, tag } = run(name, { ...installed, format, bundled: true })
+  it.each(["esm", "cjs"] as const)(
+    "is named with the bundler's setting where a bundle (%s) has it inside",
+    (format) => {
+      for (const [name, installed] of [["alone", {}], ["beside", { koffi: true }]] as const) {
+        const { message, missing, tag } = run(`bundled-${format}-${name}`, { ...installed, format, bundled: true })
         assert.deepStrictEqual([tag, missing], ["NativeModuleMissing", "native module"], message)
         assert.include(message, "external: [\"koffi\"]")
       }
+    }
+  )
+
+  it("is named where a CommonJS bundle has it inside, whose native module is installed beside it", () => {
+    const { message, missing } = run("bundled-native", {
+      koffi: true,
+      native: "as it is",
+      format: "cjs",
+      bundled: true
     })
-  }
+    assert.strictEqual(missing, "native module", message)
+  })
 
   it("is told apart from one whose native module cannot be loaded", () => {
     const broken = run("broken", { koffi: true, native: "broken" })
