@@ -34,7 +34,6 @@ const x64 = {
   rename: 82,
   fadvise64: 221,
   mincore: 27,
-  madvise: 28,
   fcntl: 72,
   ioctl: 16
 }
@@ -60,7 +59,6 @@ const arm64: typeof x64 = {
   rename: 38,
   fadvise64: 223,
   mincore: 232,
-  madvise: 233,
   fcntl: 25,
   ioctl: 29
 }
