@@ -3,6 +3,7 @@ import { AlignedBuffer, DiskStorage, DiskStorageConfig, Linux, ProcessRuntime } 
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import { resolved } from "./directory.js"
 import * as Slots from "./slots.js"
 
 const slotBytes = 64 * 1024
@@ -24,4 +25,10 @@ const program = Effect.gen(function*() {
   yield* Console.log(`${slots.count} slots written; slot 42 holds ${block.bytes[0]}`)
 })
 
-program.pipe(Effect.provide(MainLayer), ProcessRuntime.runMain)
+const printDirectory = DiskStorageConfig.directory.pipe(
+  Effect.flatMap(resolved),
+  Effect.flatMap((directory) => Console.log(`directory: ${directory}`))
+)
+
+// Before the storage is made, so that it is known where to look when that fails.
+Effect.zipRight(printDirectory, Effect.provide(program, MainLayer)).pipe(ProcessRuntime.runMain)

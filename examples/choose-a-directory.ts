@@ -10,7 +10,7 @@ import * as Data from "effect/Data"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as Order from "effect/Order"
-import { resolve } from "node:path"
+import { resolved } from "./directory.js"
 
 type Report = DirectIo.DirectIoReport
 
@@ -49,7 +49,8 @@ const choose = (directories: ReadonlyArray<string>) =>
 const program = Effect.gen(function*() {
   const asked = process.argv.slice(2)
   const usual = [yield* DiskStorageConfig.directory, "/tmp", "/dev/shm"]
-  const candidates = (asked.length > 0 ? asked : usual).map((directory) => resolve(directory))
+  const candidates = yield* Effect.forEach(asked.length > 0 ? asked : usual, resolved)
+  yield* Console.log(`looking at ${candidates.join(", ")}`)
   const { directory, verdict } = yield* choose(Arr.dedupe(candidates))
   yield* Console.log(`${directory} it is: I/O is ${verdict.io}, GPU ${verdict.gpu}`)
   // What the report found, the storage proves once more on its own file.

@@ -25,6 +25,7 @@ import { mkdtempSync, rmSync } from "node:fs"
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import { compileStubs } from "../test/gpu/stubs/compile.js"
+import { resolved } from "./directory.js"
 
 const blockBytes = 1024 * 1024
 const blocks = 64
@@ -52,10 +53,10 @@ const fill = (bytes: Uint8Array, block: number) => {
 
 const program = Effect.gen(function*() {
   const libraries = process.argv.includes("--stubs") ? yield* stubs : undefined
-  const directory = yield* DiskStorageConfig.directory
+  const options = yield* DiskStorageConfig.options({ size: blocks * blockBytes })
   yield* Console.log("gpu-offload")
+  yield* line("directory", yield* resolved(options.directory ?? "/tmp/"))
   const path = yield* DevicePath.make({
-    directory,
     ...(libraries === undefined ? {} : { memory: { library: libraries.cuda }, cuFile: { library: libraries.cufile } })
   })
   if (Option.isNone(path.memory)) {
@@ -69,7 +70,7 @@ const program = Effect.gen(function*() {
   for (const reason of path.reasons) yield* line("", reason)
   for (const improvement of path.improvements) yield* line("better", improvement)
 
-  const storage = yield* DiskStorage.make({ size: blocks * blockBytes, directory, directIo: "preferred" })
+  const storage = yield* DiskStorage.make({ ...options, size: blocks * blockBytes, directIo: "preferred" })
   const store = yield* BlockStore.make([storage], { blockBytes })
   const device = yield* path.blocks(store)
   const [cache, other] = [yield* memory.allocate(blocks * blockBytes), yield* memory.allocate(blocks * blockBytes)]

@@ -23,7 +23,8 @@ import * as Effect from "effect/Effect"
 import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
-import { dirname, resolve } from "node:path"
+import { dirname } from "node:path"
+import { resolved } from "./directory.js"
 import { help, parse, UsageError } from "./offload-a-model/arguments.js"
 import { type Replay, replay } from "./offload-a-model/replay.js"
 import { generate, mooncakePageSize, read } from "./offload-a-model/trace.js"
@@ -76,7 +77,7 @@ const reason = (error: PlatformError) => error.description ?? error.message
 const checkPlot = (path: string) =>
   Effect.gen(function*() {
     const fs = yield* FileSystem
-    const directory = dirname(resolve(path))
+    const directory = dirname(yield* resolved(path))
     const typeOf = (path: string) => Effect.option(Effect.map(fs.stat(path), ({ type }) => type))
     const [type, parent] = [yield* typeOf(path), yield* typeOf(directory)]
     if (Option.contains(type, "Directory")) return yield* cannotPlot(path, "it is a directory")
@@ -103,6 +104,7 @@ const program = Effect.gen(function*() {
     ? whole
     : `the first ${requests.length} of ${all.length} requests of ${whole}`
   const { blockPaddedBytes: blockBytes } = yield* BlockLayout.fullyContiguous({ ...model, numBlocks: 1 })
+  yield* Console.log(`directory   ${yield* resolved(yield* DiskStorageConfig.directory)}`)
   yield* Console.log(`${name}; a block is ${model.pageSize} tokens, ${blockBytes / 1024} KiB`)
 
   const results = yield* Effect.forEach(capacities, (capacity) =>

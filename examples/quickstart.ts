@@ -20,6 +20,7 @@ import * as Console from "effect/Console"
 import * as Context from "effect/Context"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
+import { resolved } from "./directory.js"
 
 /** A KV block of 16 tokens for a model of 8 layers, 4 KV heads of 128 and 2-byte numbers: keys and values. */
 const blockBytes = 16 * 8 * 2 * 4 * 128 * 2
@@ -137,8 +138,9 @@ const program = Effect.gen(function*() {
   const options = yield* DiskStorageConfig.options({ blockBytes, size: 256 * mebibyte })
   const engine = yield* IoEngine.IoEngine
   const fs = yield* FileSystem
-  const directory = options.directory ?? "/tmp/"
+  const directory = yield* resolved(options.directory ?? "/tmp/")
   yield* Console.log("\neffect-disk-storage\n")
+  yield* row("directory", directory)
   const storage = yield* Effect.scoped(Effect.gen(function*() {
     const storage = yield* DiskStorage.make(options)
     const { alignment, allocation, directIo } = storage

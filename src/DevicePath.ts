@@ -28,8 +28,10 @@ import type {
   DirectoryUnsafe,
   DirectoryUnusable,
   InvalidOption,
+  MountMissing,
   OffloadError,
-  OnboardError
+  OnboardError,
+  WorkingDirectoryGone
 } from "./DiskStorageError.js"
 import * as internal from "./internal/devicePath.js"
 import type { IoEngine, Results } from "./IoEngine.js"
@@ -166,7 +168,10 @@ export const DevicePath: Context.Tag<DevicePath, DevicePath> = Context.GenericTa
  * @category models
  */
 export interface DevicePathOptions {
-  /** Where the storages are. Default: what `DYN_KVBM_DISK_CACHE_DIR` says, which is `/tmp/` when unset. */
+  /**
+   * Where the storages are. Default: what `DYN_KVBM_DISK_CACHE_DIR` says, which is `/tmp/` when unset; it must lie on the mount that
+   * `DISK_STORAGE_REQUIRE_MOUNT` names, where that is set.
+   */
   readonly directory?: string | undefined
   readonly memory?: DeviceMemoryOptions | undefined
   /** `false`: without cuFile. */
@@ -190,7 +195,14 @@ export const make: (
   options?: DevicePathOptions
 ) => Effect.Effect<
   DevicePath,
-  DirectoryUnsafe | DirectoryUnusable | CreateFailed | BufferUnavailable | InvalidOption | ConfigError.ConfigError,
+  | DirectoryUnsafe
+  | DirectoryUnusable
+  | MountMissing
+  | WorkingDirectoryGone
+  | CreateFailed
+  | BufferUnavailable
+  | InvalidOption
+  | ConfigError.ConfigError,
   Syscalls | IoEngine | FileSystem.FileSystem | Scope.Scope
 > = (options = {}) => internal.make(options)
 
@@ -204,6 +216,13 @@ export const layer = (
   options?: DevicePathOptions
 ): Layer.Layer<
   DevicePath,
-  DirectoryUnsafe | DirectoryUnusable | CreateFailed | BufferUnavailable | InvalidOption | ConfigError.ConfigError,
+  | DirectoryUnsafe
+  | DirectoryUnusable
+  | MountMissing
+  | WorkingDirectoryGone
+  | CreateFailed
+  | BufferUnavailable
+  | InvalidOption
+  | ConfigError.ConfigError,
   Syscalls | IoEngine | FileSystem.FileSystem
 > => Layer.scoped(DevicePath, make(options))

@@ -119,6 +119,12 @@ export interface DiskStorageOptions {
    * are trusted, such as one that everybody may write in a container of one's own. Default false.
    */
   readonly trustDirectory?: boolean | undefined
+  /**
+   * The path of a mount point on which `directory` must lie. Nothing is made where no filesystem is mounted there: a disk that is
+   * missing must not fill the one below it. It is checked before any directory is made, and the file is checked again, before it
+   * is allocated. Fails with `MountMissing`. Default: no mount is required.
+   */
+  readonly requireMount?: string | undefined
 }
 
 /**

@@ -2,6 +2,19 @@
  * The environment variables that the disk tier reads, as `Config`s. A bad value is a `ConfigError` that names the variable and
  * what it accepts; an empty one counts as unset.
  *
+ * Space around a value is dropped. A value that begins or ends with a quotation mark is refused: files
+ * of the form `NAME=value` keep the marks, and a directory of that name is never meant.
+ *
+ * Paths are refused where nobody can mean them. These are: a leading `~`, `-` or `=`; references to
+ * variables (`$NAME`, `${NAME}`, `$(NAME)`, `%NAME%`); backquotes; `{{…}}` and `<…>` of templates;
+ * backslashes and drive letters; URLs; several paths (`/a:/b`, `/a,/b`) and paths of other hosts
+ * (`nas:/a`); `*`; a comment (`#` after a space); control and invisible characters; the words of
+ * programs for no value, yes and no. A space, a comma, and a `$` before a digit, a `/` or the end are
+ * part of a name. Options in code take every path without NUL and without lone surrogates.
+ *
+ * Numbers are decimal digits, with a point where a fraction is taken: `20`, `0.5`. Signs, exponents,
+ * separators, units and hexadecimal numbers are refused.
+ *
  * @since 0.1.0
  */
 import * as Config from "effect/Config"
@@ -10,23 +23,51 @@ import * as Either from "effect/Either"
 import * as Option from "effect/Option"
 import type { DiskStorageOptions } from "./DiskStorage.js"
 import { defaultDirectory, maxSize } from "./internal/options.js"
+import { isQuoted, notMeant, printableText, unquoted } from "./internal/pathText.js"
 
-/** `Config.nested` of a primitive puts the variable's name into the error; an empty value is missing. */
-const variable = <A>(name: string, expected: string, parse: (text: string) => Option.Option<A>): Config.Config<A> =>
+/** Why a value is refused, and what to write instead. */
+type Refused = string
+
+/**
+ * `Config.nested` of a primitive puts the variable's name into the error; an empty value is missing. `parse` gets the value without
+ * the space around it, and without quotation marks.
+ */
+const variable = <A>(
+  name: string,
+  expected: string,
+  parse: (text: string) => Either.Either<A, Refused>
+): Config.Config<A> =>
   Config.nested(
-    Config.primitive(expected, (text) =>
-      text === ""
-        ? Either.left(ConfigError.MissingData([], `set it to ${expected}`))
-        : Either.fromOption(parse(text), () =>
-          ConfigError.InvalidData([], `'${text}' is not accepted: it takes ${expected}`))),
+    Config.primitive(expected, (value) => {
+      const text = value.trim()
+      if (text === "") return Either.left(ConfigError.MissingData([], `set it to ${expected}`))
+      const shown = printableText(text)
+      const invalid = (why: string) => ConfigError.InvalidData([], `'${shown}' is not accepted: ${why}`)
+      if (isQuoted(text)) {
+        const marks = "its quotation marks are part of the value"
+        return Either.left(invalid(`${marks}: write ${name}=${printableText(unquoted(text))} (it takes ${expected})`))
+      }
+      return Either.mapLeft(parse(text), invalid)
+    }),
     name
   )
 
+/** One that takes what `find` finds something for. */
+const variableOf = <A>(name: string, expected: string, find: (text: string) => Option.Option<A>): Config.Config<A> =>
+  variable(name, expected, (text) => Either.fromOption(find(text), () => `it takes ${expected}`))
+
+/** A path that somebody can mean, as it is written. */
+const path = (name: string, expected: string): Config.Config<string> =>
+  variable(name, expected, (text) => {
+    const why = notMeant(text)
+    return why === undefined ? Either.right(text) : Either.left(why)
+  })
+
 const oneOf = <const A extends string>(name: string, ...values: ReadonlyArray<A>): Config.Config<A> =>
-  variable(
+  variableOf(
     name,
     values.join(", "),
-    (text) => Option.fromNullable(values.find((value) => value === text.trim().toLowerCase()))
+    (text) => Option.fromNullable(values.find((value) => value === text.toLowerCase()))
   )
 
 const on: ReadonlyArray<string> = ["1", "true", "on", "yes"]
@@ -34,22 +75,34 @@ const off: ReadonlyArray<string> = ["0", "false", "off", "no"]
 
 const boolean = (name: string): Config.Config<boolean> =>
   Config.withDefault(
-    variable(name, `one of ${on.join(", ")} or ${off.join(", ")}`, (text) => {
-      const word = text.trim().toLowerCase()
+    variableOf(name, `one of ${on.join(", ")} or ${off.join(", ")}`, (text) => {
+      const word = text.toLowerCase()
       return on.includes(word) ? Option.some(true) : off.includes(word) ? Option.some(false) : Option.none()
     }),
     false
   )
 
 /**
- * `DYN_KVBM_DISK_CACHE_DIR`: the directory of the temp file; `/tmp/` when unset.
+ * `DYN_KVBM_DISK_CACHE_DIR`: the directory of the temp file; `/tmp/` when unset. A storage resolves a relative path against the
+ * working directory, and logs a warning with the result, once.
  *
  * @since 0.1.0
  * @category configs
  */
 export const directory: Config.Config<string> = Config.withDefault(
-  variable("DYN_KVBM_DISK_CACHE_DIR", "a path", Option.some),
+  path("DYN_KVBM_DISK_CACHE_DIR", "a path"),
   defaultDirectory
+)
+
+/**
+ * `DISK_STORAGE_REQUIRE_MOUNT`: the path of a mount point, without which no storage is made; see `requireMount` of
+ * `DiskStorageOptions`.
+ *
+ * @since 0.1.0
+ * @category configs
+ */
+export const requireMount: Config.Config<Option.Option<string>> = Config.option(
+  path("DISK_STORAGE_REQUIRE_MOUNT", "the path of a mount point, such as /mnt/nvme")
 )
 
 /**
@@ -79,17 +132,21 @@ export const openStrategy: Config.Config<"default" | "open-direct"> = Config.wit
   "default"
 )
 
+const isDecimal = (text: string) => /^[0-9]+(?:\.[0-9]+)?$/.test(text)
+const isWhole = (text: string) => /^[0-9]+$/.test(text)
+
 /**
- * `DYN_KVBM_DISK_CACHE_GB`: the size, in decimal gigabytes (10⁹ bytes, may be fractional), as bytes.
+ * `DYN_KVBM_DISK_CACHE_GB`: the size, in decimal gigabytes (10⁹ bytes, may be fractional), as bytes. It takes digits, and a point with
+ * more digits: `20`, `0.5`.
  *
  * @since 0.1.0
  * @category configs
  */
-export const cacheBytes: Config.Config<number> = variable(
+export const cacheBytes: Config.Config<number> = variableOf(
   "DYN_KVBM_DISK_CACHE_GB",
-  "a number of gigabytes above 0, such as 20 or 0.5",
+  "a number of gigabytes above 0 in decimal digits and without a unit, such as 20 or 0.5",
   (text) => {
-    const bytes = text.trim() === "" ? NaN : Math.round(Number(text) * 1e9)
+    const bytes = isDecimal(text) ? Math.round(Number(text) * 1e9) : NaN
     return bytes > 0 && bytes <= maxSize ? Option.some(bytes) : Option.none()
   }
 )
@@ -101,10 +158,10 @@ export const cacheBytes: Config.Config<number> = variable(
  * @category configs
  */
 export const numBlocks: Config.Config<Option.Option<number>> = Config.withDefault(
-  variable(
+  variableOf(
     "DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS",
     "a whole number of blocks, 0 or above",
-    (text) => /^\s*\d+\s*$/.test(text) && Number.isSafeInteger(Number(text)) ? Option.some(Number(text)) : Option.none()
+    (text) => isWhole(text) && Number.isSafeInteger(Number(text)) ? Option.some(Number(text)) : Option.none()
   ),
   0
 ).pipe(Config.map((blocks) => blocks > 0 ? Option.some(blocks) : Option.none()))
@@ -127,7 +184,7 @@ export const ioEngine: Config.Config<"auto" | "io_uring" | "aio" | "node"> = Con
  * @category configs
  */
 export const cuFileLibrary: Config.Config<string> = Config.withDefault(
-  variable("DISK_STORAGE_CUFILE_LIBRARY", "the path of a library", Option.some),
+  path("DISK_STORAGE_CUFILE_LIBRARY", "the path of a library"),
   "libcufile.so.0"
 )
 
@@ -146,7 +203,7 @@ export const trustDirectory: Config.Config<boolean> = boolean("DISK_STORAGE_TRUS
  * @category configs
  */
 export const cudaLibrary: Config.Config<string> = Config.withDefault(
-  variable("DISK_STORAGE_CUDA_LIBRARY", "the path of a library", Option.some),
+  path("DISK_STORAGE_CUDA_LIBRARY", "the path of a library"),
   "libcuda.so.1"
 )
 
@@ -157,7 +214,7 @@ export const cudaLibrary: Config.Config<string> = Config.withDefault(
  * @category configs
  */
 export const nixlLibrary: Config.Config<string> = Config.withDefault(
-  variable("DISK_STORAGE_NIXL_LIBRARY", "the path of a library", Option.some),
+  path("DISK_STORAGE_NIXL_LIBRARY", "the path of a library"),
   "libnixl_capi.so"
 )
 
@@ -185,17 +242,19 @@ export const options = (
     directory,
     disableDirectIo,
     openStrategy,
+    requireMount,
     trustDirectory,
     zeroFillFallback
   }).pipe(
-    Config.mapOrFail(({ blocks, bytes, directory, disableDirectIo, openStrategy, trustDirectory, zeroFillFallback }) =>
+    Config.mapOrFail(({ blocks, bytes, directory, disableDirectIo, openStrategy, requireMount, ...rest }) =>
       Either.map(sizeOf(blocks, bytes, fallback), (size): DiskStorageOptions => ({
         size,
         directory,
         directIo: disableDirectIo ? "disabled" : "required",
         openStrategy,
-        fallback: zeroFillFallback ? "zero-fill" : "truncate",
-        ...(trustDirectory ? { trustDirectory } : {})
+        fallback: rest.zeroFillFallback ? "zero-fill" : "truncate",
+        ...(Option.isSome(requireMount) ? { requireMount: requireMount.value } : {}),
+        ...(rest.trustDirectory ? { trustDirectory: true } : {})
       }))
     )
   )

@@ -17,7 +17,7 @@ const disableDirectIo =
   "set DYN_KVBM_DISK_DISABLE_O_DIRECT=true (option directIo: \"disabled\") to use buffered I/O instead"
 
 /**
- * The service cannot run here: not Linux, not x64 or arm64, or the native module is missing.
+ * The service cannot run here: not Linux, not x64 or arm64, or a libc without a function that is needed.
  *
  * @since 0.1.0
  * @category errors
@@ -28,6 +28,37 @@ export class PlatformNotSupported extends Schema.TaggedError<PlatformNotSupporte
 ) {
   override get message(): string {
     return `This platform (${this.platform} ${this.arch}) is not supported: ${this.reason}. Use SimulatedSyscalls to develop and test here.`
+  }
+}
+
+/**
+ * The platform is supported, and koffi, through which the C library is called, cannot be loaded.
+ *
+ * - `package`: the package koffi is not installed where this module is, or a bundle is.
+ * - `native module`: koffi is there without its native module for this platform, which is in a package of its own (`module`). It is an
+ *   optional dependency, which `npm ci --omit=optional` leaves out; or a bundler has taken koffi into a bundle, where it cannot be found.
+ * - `load`: the native module is there, and Node does not load it; `reason` is what Node says.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class NativeModuleMissing extends Schema.TaggedError<NativeModuleMissing>(id("NativeModuleMissing"))(
+  "NativeModuleMissing",
+  { missing: Schema.Literal("package", "native module", "load"), module: Schema.String, reason: Schema.String }
+) {
+  override get message(): string {
+    const external =
+      "mark koffi as external in the bundler (esbuild: external: [\"koffi\"]; webpack: externals; Rollup: external; " +
+      "Vite: ssr.external; Next.js: serverExternalPackages: [\"koffi\"])"
+    const { missing, module, reason } = this
+    switch (missing) {
+      case "package":
+        return `The package koffi is not installed (${reason}). Install the dependencies of effect-disk-storage; for a bundle, ${external}, and install koffi beside it.`
+      case "native module":
+        return `The package koffi has no native module here: ${module} is missing (${reason}). Install optional dependencies too (npm ci without --omit=optional; on another machine, the platform of this one). For a bundle, ${external}, and install koffi beside it.`
+      case "load":
+        return `The native module of koffi (${module}) cannot be loaded: ${reason}. Node must be allowed to load addons (no --no-addons; with --permission, --allow-addons), the module must be of this platform and C library, and its filesystem must not be mounted noexec.`
+    }
   }
 }
 
@@ -133,6 +164,60 @@ const describeRemaining = ({ device, inode, links, path, size }: typeof Remainin
   } elsewhere${
     path === undefined ? "" : `, at ${path}`
   }. Find it with \`find MOUNT -xdev -inum ${inode}\`, where MOUNT is the mount point of its filesystem`
+
+/**
+ * `requireMount` names no mount point, or the storage would not lie on that mount. Nothing was made where the check came before the
+ * first directory; where the mount went away after it, the file was removed before it was allocated.
+ *
+ * - `missing`: the path is not there, or cannot be opened; `cause` says why.
+ * - `not a mount point`: the path is there, and no filesystem is mounted at it.
+ * - `elsewhere`: `directory`, or the file made in it, is on another mount.
+ * - `unknown`: the kernel does not say what is mounted there (before Linux 5.8, without /proc).
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class MountMissing extends Schema.TaggedError<MountMissing>(id("MountMissing"))(
+  "MountMissing",
+  {
+    mount: Schema.String,
+    directory: Schema.String,
+    reason: Schema.Literal("missing", "not a mount point", "elsewhere", "unknown"),
+    cause: Schema.optional(SyscallError)
+  }
+) {
+  override get message(): string {
+    const { cause, directory, mount, reason } = this
+    const because = cause === undefined ? "" : ` (${cause.message})`
+    const option = "option requireMount, DISK_STORAGE_REQUIRE_MOUNT"
+    switch (reason) {
+      case "missing":
+        return `No storage is made in ${directory}: the mount ${mount} is missing${because}. Mount the disk there, or correct the path (${option}).`
+      case "not a mount point":
+        return `No storage is made in ${directory}: nothing is mounted at ${mount}. Mount the disk there, or correct the path (${option}).`
+      case "elsewhere":
+        return `No storage is made in ${directory}: it does not lie on the mount ${mount}. Use a directory below that mount (DYN_KVBM_DISK_CACHE_DIR, option directory), or name the mount that it lies on (${option}).`
+      case "unknown":
+        return `No storage is made in ${directory}: the kernel does not tell which mount ${mount} is${because}. Mount /proc, use Linux 5.8 or later, or leave the requirement out (${option}).`
+    }
+  }
+}
+
+/**
+ * The path is relative, and the working directory of this process was removed, or is on a mount that was detached. A relative path
+ * leads nowhere then. Nothing was made.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class WorkingDirectoryGone extends Schema.TaggedError<WorkingDirectoryGone>(id("WorkingDirectoryGone"))(
+  "WorkingDirectoryGone",
+  { path: Schema.String }
+) {
+  override get message(): string {
+    return `${this.path} is a relative path, and the working directory of this process is gone: it was removed or unmounted. Use an absolute path (DYN_KVBM_DISK_CACHE_DIR, option directory), or start the process in a directory that exists.`
+  }
+}
 
 /**
  * The temp file could not be created, opened or looked at, for a reason that lies outside the directory (no descriptor left, an
@@ -622,7 +707,9 @@ export class UnlinkFailed extends Schema.TaggedError<UnlinkFailed>(id("UnlinkFai
 ) {
   override get message(): string {
     if (this.remaining !== undefined) {
-      return `${this.path} is still linked: ${describeRemaining(this.remaining)}. Then unlink again, or remove it by hand.`
+      return `${this.path} is still linked: ${
+        describeRemaining(this.remaining)
+      }. Then unlink again, or remove it by hand.`
     }
     const remedy = remedies[this.cause?.code ?? ""] ?? "Look at the kernel's log"
     return `${this.path} is still linked: ${this.cause?.message}. ${remedy}. Then unlink again, or remove it by hand.`
@@ -1246,6 +1333,8 @@ export type AcquireError =
   | InvalidOption
   | DirectoryUnusable
   | DirectoryUnsafe
+  | MountMissing
+  | WorkingDirectoryGone
   | CreateFailed
   | FileReplaced
   | DirectIoRefused
@@ -1394,6 +1483,7 @@ export type DiskStorageError =
   | ForeignMemory
   | EngineUnavailable
   | PlatformNotSupported
+  | NativeModuleMissing
   | StorageUnlinked
   | UnlinkFailed
   | KeepFailed

@@ -5,7 +5,7 @@
  */
 import type * as Duration from "effect/Duration"
 import * as Layer from "effect/Layer"
-import type { EngineUnavailable, InvalidOption, PlatformNotSupported } from "./DiskStorageError.js"
+import type { EngineUnavailable, InvalidOption, NativeModuleMissing, PlatformNotSupported } from "./DiskStorageError.js"
 import * as internal from "./internal/ioUring.js"
 import { IoEngine } from "./IoEngine.js"
 
@@ -43,5 +43,5 @@ export interface IoUringOptions {
  */
 export const layer = (
   options: IoUringOptions = {}
-): Layer.Layer<IoEngine, EngineUnavailable | PlatformNotSupported | InvalidOption> =>
+): Layer.Layer<IoEngine, EngineUnavailable | PlatformNotSupported | NativeModuleMissing | InvalidOption> =>
   Layer.scoped(IoEngine, internal.make(options))

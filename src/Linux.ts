@@ -8,7 +8,7 @@ import type * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
 import * as DiskStorageConfig from "./DiskStorageConfig.js"
-import type { EngineUnavailable, InvalidOption, PlatformNotSupported } from "./DiskStorageError.js"
+import type { EngineUnavailable, InvalidOption, NativeModuleMissing, PlatformNotSupported } from "./DiskStorageError.js"
 import { choose } from "./internal/chooseEngine.js"
 import { IoEngine } from "./IoEngine.js"
 import type { IoUringOptions } from "./IoUring.js"
@@ -31,7 +31,12 @@ export interface LinuxOptions {
   readonly node?: NodeIoOptions | undefined
 }
 
-type LinuxError = PlatformNotSupported | EngineUnavailable | InvalidOption | ConfigError.ConfigError
+type LinuxError =
+  | PlatformNotSupported
+  | NativeModuleMissing
+  | EngineUnavailable
+  | InvalidOption
+  | ConfigError.ConfigError
 
 /**
  * `layer` with options.

@@ -6,7 +6,7 @@
  */
 import type * as Duration from "effect/Duration"
 import * as Layer from "effect/Layer"
-import type { EngineUnavailable, InvalidOption, PlatformNotSupported } from "./DiskStorageError.js"
+import type { EngineUnavailable, InvalidOption, NativeModuleMissing, PlatformNotSupported } from "./DiskStorageError.js"
 import * as internal from "./internal/linuxAio.js"
 import { IoEngine } from "./IoEngine.js"
 
@@ -36,5 +36,5 @@ export interface LinuxAioOptions {
  */
 export const layer = (
   options: LinuxAioOptions = {}
-): Layer.Layer<IoEngine, EngineUnavailable | PlatformNotSupported | InvalidOption> =>
+): Layer.Layer<IoEngine, EngineUnavailable | PlatformNotSupported | NativeModuleMissing | InvalidOption> =>
   Layer.scoped(IoEngine, internal.make(options))

@@ -5,7 +5,7 @@
  */
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import type { PlatformNotSupported } from "./DiskStorageError.js"
+import type { NativeModuleMissing, PlatformNotSupported } from "./DiskStorageError.js"
 import { fromKernel } from "./internal/kernel.js"
 import * as libc from "./internal/linux/libc.js"
 import { Syscalls } from "./Syscalls.js"
@@ -21,7 +21,7 @@ import { Syscalls } from "./Syscalls.js"
  * @since 0.1.0
  * @category layers
  */
-export const layer: Layer.Layer<Syscalls, PlatformNotSupported> = Layer.effect(
+export const layer: Layer.Layer<Syscalls, PlatformNotSupported | NativeModuleMissing> = Layer.effect(
   Syscalls,
   Effect.map(libc.make, fromKernel)
 )

@@ -363,6 +363,10 @@ export interface Statx {
     | undefined
   /** `STATX_ATTR_*` of `uapi/linux/stat.h`, the lower half. */
   readonly attributes: number
+  /** The attributes that the kernel knows of this file: others are clear and say nothing. Left out: none. */
+  readonly attributesMask?: number | undefined
+  /** Where `statx(2)` is refused, as in old sandboxes, the answer is that of `fstat(2)`, which has no alignment and no attributes. */
+  readonly source?: "fstat" | undefined
   /** The id of the mount, as in the first field of `/proc/self/mountinfo`; `undefined` before Linux 5.8. */
   readonly mountId: number | undefined
 }
@@ -464,6 +468,14 @@ export const S_IFLNK = 0o120_000
  * @category models
  */
 export const STATX_ATTR_DAX = 0x20_0000
+
+/**
+ * `STATX_ATTR_MOUNT_ROOT` of `uapi/linux/stat.h` (Linux 5.8): the root of a mount.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export const STATX_ATTR_MOUNT_ROOT = 0x2000
 
 /**
  * `POSIX_FADV_DONTNEED` of `uapi/linux/fadvise.h`, the same on x86-64 and arm64: drop what is clean of a range from the page cache.

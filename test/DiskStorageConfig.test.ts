@@ -91,7 +91,30 @@ describe("DiskStorageConfig", () => {
     [
       "DYN_KVBM_DISK_CACHE_GB",
       DiskStorageConfig.cacheBytes,
-      ["0", "-1", "NaN", "x", "1e30", " ", "Infinity", "1e-30"],
+      [
+        "0",
+        "-1",
+        "NaN",
+        "x",
+        "1e30",
+        "Infinity",
+        "1e-30",
+        "0x10",
+        "0b11",
+        "1e2",
+        "+5",
+        "5GB",
+        "5 GB",
+        "5GiB",
+        "1_000",
+        "1,5",
+        "1,000",
+        "5.",
+        ".5",
+        "1.5.2",
+        "١٢",
+        "２０"
+      ],
       "gigabytes"
     ],
     ["DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS", DiskStorageConfig.numBlocks, [
@@ -99,6 +122,10 @@ describe("DiskStorageConfig", () => {
       "1.5",
       "ten",
       "1e3",
+      "0x10",
+      "+5",
+      "1_000",
+      "２０",
       "99999999999999999999"
     ], "whole"],
     ["DISK_STORAGE_IO_ENGINE", DiskStorageConfig.ioEngine, ["uring", "fast"], "io_uring"]
@@ -113,6 +140,153 @@ describe("DiskStorageConfig", () => {
         }, name))
     }
   }
+
+  it.effect("takes sizes with space around them", () =>
+    Effect.gen(function*() {
+      const name = "DYN_KVBM_DISK_CACHE_GB"
+      for (const [text, bytes] of [[" 5 ", 5e9], ["\t0.5\n", 5e8], ["007", 7e9]] as const) {
+        assert.strictEqual(yield* load(DiskStorageConfig.cacheBytes, { [name]: text }), bytes)
+      }
+      assert.deepStrictEqual(
+        yield* load(DiskStorageConfig.numBlocks, { DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS: " 12\n" }),
+        Option.some(12)
+      )
+    }))
+
+  const paths: Record<string, Config.Config<unknown>> = {
+    DYN_KVBM_DISK_CACHE_DIR: DiskStorageConfig.directory,
+    DISK_STORAGE_REQUIRE_MOUNT: DiskStorageConfig.requireMount,
+    DISK_STORAGE_CUFILE_LIBRARY: DiskStorageConfig.cuFileLibrary,
+    DISK_STORAGE_CUDA_LIBRARY: DiskStorageConfig.cudaLibrary,
+    DISK_STORAGE_NIXL_LIBRARY: DiskStorageConfig.nixlLibrary
+  }
+  const notMeant: ReadonlyArray<readonly [string, string]> = [
+    ["\"/mnt/nvme\"", "=/mnt/nvme"],
+    ["'/mnt/nvme'", "=/mnt/nvme"],
+    [" '\"/mnt/nvme\"' ", "=/mnt/nvme"],
+    ["“/mnt/nvme”", "=/mnt/nvme"],
+    ["\"/mnt/nvme", "quotation"],
+    ["/mnt/nvme'", "quotation"],
+    ["~", "home directory"],
+    ["~/.cache/kv", "home directory"],
+    ["~user/kv", "home directory"],
+    ["$(NODE_CACHE)/kv", "reference to a variable"],
+    ["/mnt/$(hostname)", "reference to a variable"],
+    ["${NODE_CACHE}/kv", "reference to a variable"],
+    ["/mnt/${NODE_CACHE:-nvme}/kv", "reference to a variable"],
+    ["$HOME/kv", "reference to a variable"],
+    ["/mnt/$disk", "reference to a variable"],
+    ["%TEMP%/kv", "%NAME%"],
+    ["/mnt/`hostname`/kv", "backquote"],
+    ["{{ .Values.cache }}", "template"],
+    ["/mnt/{{ item }}/kv", "template"],
+    ["{% cache %}", "template"],
+    ["<no value>", "placeholder"],
+    ["/mnt/<your disk>", "placeholder"],
+    ["C:\\cache", "drive letter"],
+    ["C:/cache", "drive letter"],
+    ["\\\\server\\share", "backslash"],
+    ["/mnt/my\\ disk", "backslash"],
+    ["file:///mnt/nvme", "URL"],
+    ["file:/mnt/nvme", "URL"],
+    ["s3://bucket/kv", "URL"],
+    ["/mnt/a:/mnt/b", "several paths"],
+    ["/mnt/a,/mnt/b", "several paths"],
+    ["nas:/export/kv", "another host"],
+    ["DYN_KVBM_DISK_CACHE_DIR=/mnt/nvme", "name of a variable"],
+    ["=/mnt/nvme", "begins with ="],
+    ["--directory", "options"],
+    ["/mnt/nvme # the fast one", "comment"],
+    ["# /mnt/nvme", "comment"],
+    ["/mnt/nvme*", "pattern"],
+    ["/mnt/a\n/mnt/b", "\\u{a}"],
+    ["/mnt/\u001b[31m", "\\u{1b}"],
+    ["/mnt/\u007f", "\\u{7f}"],
+    ["/mnt/\u0085", "\\u{85}"],
+    ["/mnt/\u200bnvme", "\\u{200b}"],
+    ["/mnt/\u202envme", "\\u{202e}"],
+    ["/mnt/\u2028nvme", "\\u{2028}"],
+    ["/mnt/\ud800", "\\u{d800}"],
+    ["/mnt/\0", "\\u{0}"],
+    ["/mnt/caf\ufffd", "UTF-8"],
+    ["undefined", "no value"],
+    ["null", "no value"],
+    ["[object Object]", "no value"],
+    ["true", "yes or no"],
+    ["0", "yes or no"]
+  ]
+  for (const [name, config] of Object.entries(paths)) {
+    it.effect.each(notMeant)(
+      `refuses ${name}=%s, which nobody means`,
+      ([value, word]) => rejects(config, { [name]: value }, name, word)
+    )
+  }
+
+  it.effect.each([
+    "/mnt/nvme",
+    "/mnt/my disk/kv",
+    "/mnt/price$",
+    "/mnt/$5/c$/kv",
+    "/mnt/a, b",
+    "/mnt/it's",
+    "/mnt/a:b",
+    "/mnt/#1",
+    "/mnt/c#",
+    "/mnt/100%",
+    "/mnt/50%/%x",
+    "/mnt/{a}",
+    "/mnt/a=b",
+    "/mnt/-x",
+    "/mnt/~x",
+    "./~x",
+    "./true",
+    "/mnt/null",
+    "/mnt/undefined/kv",
+    "/mnt/日本語/café",
+    "/mnt/می\u200cخواهم",
+    "..",
+    "cache/kv"
+  ])("takes %s as it is", (value) =>
+    Effect.gen(function*() {
+      for (const text of [value, `  ${value}\n`]) {
+        assert.strictEqual(yield* load(DiskStorageConfig.directory, { DYN_KVBM_DISK_CACHE_DIR: text }), value)
+      }
+    }))
+
+  const all: ReadonlyArray<readonly [string, Config.Config<unknown>, string, unknown]> = [
+    ["DYN_KVBM_DISK_ZEROFILL_FALLBACK", DiskStorageConfig.zeroFillFallback, "true", true],
+    ["DYN_KVBM_DISK_DISABLE_O_DIRECT", DiskStorageConfig.disableDirectIo, "true", true],
+    ["DISK_STORAGE_TRUST_DIRECTORY", DiskStorageConfig.trustDirectory, "true", true],
+    ["DYN_KVBM_DISK_ALLOCATOR_TYPE", DiskStorageConfig.openStrategy, "open-direct", "open-direct"],
+    ["DYN_KVBM_DISK_CACHE_GB", DiskStorageConfig.cacheBytes, "20", 20e9],
+    ["DYN_KVBM_DISK_CACHE_OVERRIDE_NUM_BLOCKS", DiskStorageConfig.numBlocks, "20", Option.some(20)],
+    ["DISK_STORAGE_IO_ENGINE", DiskStorageConfig.ioEngine, "aio", "aio"],
+    ["DISK_STORAGE_REQUIRE_MOUNT", DiskStorageConfig.requireMount, "/mnt", Option.some("/mnt")]
+  ]
+  for (const [name, config, value, expected] of all) {
+    it.effect(`trims ${name}, and refuses its value in quotation marks`, () =>
+      Effect.gen(function*() {
+        assert.deepStrictEqual(yield* load(config, { [name]: ` ${value}\r\n` }), expected)
+        for (const mark of ["\"", "'"]) {
+          yield* rejects(config, { [name]: `${mark}${value}${mark}` }, name, `write ${name}=${value}`)
+        }
+      }))
+    it.effect(`takes ${name} of nothing but space as unset`, () =>
+      Effect.gen(function*() {
+        const [space, unset] = [
+          yield* Effect.exit(load(config, { [name]: " \t" })),
+          yield* Effect.exit(load(config, {}))
+        ]
+        assert.strictEqual(space._tag, unset._tag)
+        if (space._tag === "Success" && unset._tag === "Success") assert.deepStrictEqual(space.value, unset.value)
+      }))
+  }
+
+  it.effect("hands the mount that is required to the storage", () =>
+    Effect.gen(function*() {
+      const options = yield* load(DiskStorageConfig.options({ size: 1 }), { DISK_STORAGE_REQUIRE_MOUNT: "/mnt/nvme" })
+      assert.strictEqual(options.requireMount, "/mnt/nvme")
+    }))
 
   it.effect.each(["1", "true", "on", "yes", "TRUE", " On "])("switches on for %s", (value) =>
     Effect.gen(function*() {

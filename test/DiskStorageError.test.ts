@@ -19,6 +19,21 @@ const samples = [
     new Errors.PlatformNotSupported({ platform: "darwin", arch: "arm64", reason: "no" }),
     "darwin"
   ],
+  [
+    Errors.NativeModuleMissing,
+    new Errors.NativeModuleMissing({ missing: "package", module: "@koromix/koffi-linux-x64", reason: "no" }),
+    "The package koffi is not installed"
+  ],
+  [
+    Errors.NativeModuleMissing,
+    new Errors.NativeModuleMissing({ missing: "native module", module: "@koromix/koffi-linux-x64", reason: "no" }),
+    "--omit=optional"
+  ],
+  [
+    Errors.NativeModuleMissing,
+    new Errors.NativeModuleMissing({ missing: "load", module: "@koromix/koffi-linux-x64", reason: "no" }),
+    "noexec"
+  ],
   [Errors.BufferUnavailable, new Errors.BufferUnavailable({ byteLength: 77, reason: "no" }), "77"],
   [
     Errors.InvalidOption,
@@ -31,6 +46,27 @@ const samples = [
     new Errors.DirectoryUnsafe({ directory: "/cache", component: "/cache", reason: "writable" }),
     "DYN_KVBM_DISK_CACHE_DIR=/cache/kv"
   ],
+  [
+    Errors.MountMissing,
+    new Errors.MountMissing({ mount: "/mnt/nvme", directory: "/mnt/nvme/kv", reason: "missing", cause }),
+    "the mount /mnt/nvme is missing (fallocate of fd 7 failed"
+  ],
+  [
+    Errors.MountMissing,
+    new Errors.MountMissing({ mount: "/mnt/nvme", directory: "/mnt/nvme/kv", reason: "not a mount point" }),
+    "nothing is mounted at /mnt/nvme"
+  ],
+  [
+    Errors.MountMissing,
+    new Errors.MountMissing({ mount: "/mnt/nvme", directory: "/var/kv", reason: "elsewhere" }),
+    "Use a directory below that mount"
+  ],
+  [
+    Errors.MountMissing,
+    new Errors.MountMissing({ mount: "/mnt/nvme", directory: "/var/kv", reason: "unknown" }),
+    "Mount /proc"
+  ],
+  [Errors.WorkingDirectoryGone, new Errors.WorkingDirectoryGone({ path: "kv" }), "kv is a relative path"],
   [Errors.CreateFailed, new Errors.CreateFailed({ step: "create file", path, cause }), "create file"],
   [Errors.FileReplaced, new Errors.FileReplaced({ path }), path],
   [

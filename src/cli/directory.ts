@@ -6,6 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import { resolve } from "node:path"
 import * as DiskStorageConfig from "../DiskStorageConfig.js"
+import { WorkingDirectoryGone } from "../DiskStorageError.js"
 
 /** `purpose`: what is done with it, as the help says. */
 export const argument = (purpose: string): Args.Args<Option.Option<string>> =>
@@ -14,6 +15,10 @@ export const argument = (purpose: string): Args.Args<Option.Option<string>> =>
     Args.mapEffect((text) =>
       text === ""
         ? Effect.fail(HelpDoc.p("DIR is empty."))
+        : text.includes("\uFFFD")
+        ? Effect.fail(
+          HelpDoc.p("DIR has bytes that are no UTF-8, or U+FFFD, which stands for such. Use a path in UTF-8.")
+        )
         : text.startsWith("-")
         ? Effect.fail(
           HelpDoc.p(
@@ -26,9 +31,15 @@ export const argument = (purpose: string): Args.Args<Option.Option<string>> =>
     Args.optional
   )
 
+/** Absolute, whatever becomes of the working directory. */
+export const resolved = (path: string): Effect.Effect<string, WorkingDirectoryGone> =>
+  Effect.try({ try: () => resolve(path), catch: () => new WorkingDirectoryGone({ path }) })
+
 /** The one that was given, or the one of storages; absolute. */
-export const given = (argument: Option.Option<string>): Effect.Effect<string, ConfigError.ConfigError> =>
-  Effect.map(
+export const given = (
+  argument: Option.Option<string>
+): Effect.Effect<string, ConfigError.ConfigError | WorkingDirectoryGone> =>
+  Effect.flatMap(
     Option.match(argument, { onNone: () => DiskStorageConfig.directory, onSome: Effect.succeed }),
-    (directory) => resolve(directory)
+    resolved
   )

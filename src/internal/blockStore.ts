@@ -51,6 +51,7 @@ import { BlockResults } from "./blockResults.js"
 import * as diskStorage from "./diskStorage.js"
 import { makeDoor } from "./door.js"
 import { wholeNumber } from "./engineOptions.js"
+import { isWellFormed } from "./pathText.js"
 import { inTurns } from "./turns.js"
 
 export const TypeId: unique symbol = Symbol.for("effect-disk-storage/BlockStore")
@@ -220,6 +221,11 @@ export const resolve = (options: BlockStoreOptions) =>
     const { content = "" } = options
     yield* argument.unless(argument.stringRefused("content", content))
     const checksum = options.checksum ?? "xxh128"
+    const content: unknown = options.content ?? ""
+    if (typeof content !== "string" || !isWellFormed(content)) {
+      const value = JSON.stringify(content) ?? String(content)
+      return yield* new InvalidOption({ option: "content", value, expected: "a text without lone surrogates" })
+    }
     return {
       asked: yield* wholeNumber("blockBytes", options.blockBytes, 0, 1, 2 ** 32),
       maxBlocksInFlight: yield* wholeNumber("maxBlocksInFlight", options.maxBlocksInFlight, 32, 1, 65_536),

@@ -5,7 +5,7 @@ import * as Exit from "effect/Exit"
 import * as Scope from "effect/Scope"
 import * as AlignedBuffer from "../AlignedBuffer.js"
 import { EngineUnavailable } from "../DiskStorageError.js"
-import type { InvalidOption, PlatformNotSupported } from "../DiskStorageError.js"
+import type { InvalidOption, NativeModuleMissing, PlatformNotSupported } from "../DiskStorageError.js"
 import type { IoEngine } from "../IoEngine.js"
 import type { LinuxOptions } from "../Linux.js"
 import * as ioUring from "./ioUring.js"
@@ -14,7 +14,9 @@ import * as linuxAio from "./linuxAio.js"
 import * as nodeIo from "./nodeIo.js"
 
 /** Writes a page, reads it back and compares, on a file in memory. */
-const tried = (engine: IoEngine): Effect.Effect<IoEngine, EngineUnavailable | PlatformNotSupported> =>
+const tried = (
+  engine: IoEngine
+): Effect.Effect<IoEngine, EngineUnavailable | PlatformNotSupported | NativeModuleMissing> =>
   Effect.scoped(Effect.gen(function*() {
     const fd = yield* memoryFile
     const refused = (reason: string) => new EngineUnavailable({ engine: engine.name, reason })
@@ -41,7 +43,7 @@ const tried = (engine: IoEngine): Effect.Effect<IoEngine, EngineUnavailable | Pl
 /** Makes an engine and tries it; one that was tried in vain is closed at once. */
 const attempt = <E>(
   make: Effect.Effect<IoEngine, E, Scope.Scope>
-): Effect.Effect<IoEngine, E | EngineUnavailable | PlatformNotSupported, Scope.Scope> =>
+): Effect.Effect<IoEngine, E | EngineUnavailable | PlatformNotSupported | NativeModuleMissing, Scope.Scope> =>
   Effect.uninterruptibleMask((restore) =>
     Effect.gen(function*() {
       const scope = yield* Scope.fork(yield* Effect.scope, ExecutionStrategy.sequential)
@@ -52,7 +54,7 @@ const attempt = <E>(
     })
   )
 
-type Failure = EngineUnavailable | PlatformNotSupported | InvalidOption
+type Failure = EngineUnavailable | PlatformNotSupported | NativeModuleMissing | InvalidOption
 
 /** The engine that is asked for, or the best one that can write and read. */
 export const choose = (

@@ -31,8 +31,10 @@ import type {
   DirectoryUnsafe,
   DirectoryUnusable,
   InvalidOption,
+  MountMissing,
   OffloadError,
-  OnboardError
+  OnboardError,
+  WorkingDirectoryGone
 } from "../DiskStorageError.js"
 import { DevicePathUnavailable, InvalidBlock, IoFailed, OutOfBounds, StoreClosed } from "../DiskStorageError.js"
 import type { IoEngine, Results } from "../IoEngine.js"
@@ -42,8 +44,11 @@ import { BlockResults } from "./blockResults.js"
 import type { Foreign, WithForeign } from "./blockStore.js"
 import { withForeign } from "./blockStore.js"
 import { isReleased, make as makeCuFile } from "./cuFile.js"
+import { absolute } from "./directoryPolicy.js"
 import { makeDoorOf } from "./door.js"
 import { wholeNumber } from "./engineOptions.js"
+import { pathOption } from "./options.js"
+import * as requiredMount from "./requiredMount.js"
 import { checkDirectory } from "./temporaryFile.js"
 
 export const TypeId: unique symbol = Symbol.for("effect-disk-storage/DevicePath")
@@ -419,13 +424,24 @@ export const make = (
   options: DevicePathOptions
 ): Effect.Effect<
   DevicePath,
-  DirectoryUnsafe | DirectoryUnusable | CreateFailed | BufferUnavailable | InvalidOption | ConfigError.ConfigError,
+  | DirectoryUnsafe
+  | DirectoryUnusable
+  | MountMissing
+  | WorkingDirectoryGone
+  | CreateFailed
+  | BufferUnavailable
+  | InvalidOption
+  | ConfigError.ConfigError,
   Syscalls | IoEngine | FileSystem.FileSystem | Scope.Scope
 > =>
   Effect.gen(function*() {
-    const directory = options.directory ?? (yield* DiskStorageConfig.directory)
+    const syscalls = yield* Syscalls
+    const required = options.directory === undefined ? yield* DiskStorageConfig.requireMount : Option.none()
+    const asked = options.directory ?? (yield* DiskStorageConfig.directory)
+    const directory = yield* absolute(syscalls, yield* pathOption("directory", asked))
+    if (Option.isSome(required)) yield* Effect.scoped(requiredMount.find(syscalls, required.value, directory))
     // As a storage does: what is missing of it is made.
-    yield* checkDirectory(yield* Syscalls, directory)
+    yield* checkDirectory(syscalls, directory)
     const { conditions, verdict } = yield* DirectIo.inspect(directory)
     const improvements = conditions.flatMap(({ applies, bearsOn, remedy }) =>
       applies === "yes" && bearsOn.includes("gpu") && remedy !== null ? [remedy] : []

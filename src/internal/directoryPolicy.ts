@@ -12,9 +12,10 @@
  * theirs then, and neither is the file in it; what they put in its place is refused the next time.
  */
 import * as Effect from "effect/Effect"
-import { DirectoryUnsafe } from "../DiskStorageError.js"
+import { DirectoryUnsafe, WorkingDirectoryGone } from "../DiskStorageError.js"
 import { errnos, S_IFDIR, S_IFLNK, S_IFMT, SyscallError } from "../Syscalls.js"
 import type { Statx, Syscalls } from "../Syscalls.js"
+import { isSameFile } from "./fileLock.js"
 
 /** As many as the kernel follows in a path (`MAXSYMLINKS` of path_resolution(7)). */
 const maxLinks = 40
@@ -48,14 +49,59 @@ const lookOrMake = (syscalls: Syscalls, path: string): Effect.Effect<Statx, Sysc
 
 const partsOf = (path: string): ReadonlyArray<string> => path.split("/").filter((part) => part !== "" && part !== ".")
 
-/** As it stays when the working directory changes, and as the kernel walks it. Where that has no name, it is as it was. */
-export const absolute = (syscalls: Syscalls, directory: string): Effect.Effect<string> =>
+/**
+ * The working directory as a path. The kernel appends " (deleted)" to that of a removed one, and leaves the mount out of that of a
+ * detached one: only a path that leads to the same directory is its name. Undefined where there is no /proc to ask.
+ */
+const workingDirectory = (
+  syscalls: Syscalls,
+  relative: string
+): Effect.Effect<string | undefined, WorkingDirectoryGone> =>
+  Effect.gen(function*() {
+    const named = yield* Effect.option(syscalls.readlink("/proc/self/cwd"))
+    if (named._tag === "None") return undefined
+    const [here, there] = yield* Effect.all([
+      Effect.either(look(syscalls, ".")),
+      Effect.either(look(syscalls, named.value))
+    ])
+    const isGone = there._tag === "Left"
+      // One that may not be looked up by this user is there all the same.
+      ? there.left.errno === errnos.ENOENT || there.left.errno === errnos.ENOTDIR
+      : here._tag === "Right" && !isSameFile(here.right, there.right)
+    if (isGone) return yield* new WorkingDirectoryGone({ path: relative })
+    return named.value
+  })
+
+/** The relative paths that a process has been warned of; above this they are told again. */
+const maxWarned = 1024
+
+/** By the kernel that they are of. */
+const warned = new WeakMap<Syscalls, Set<string>>()
+
+const warnOnce = (syscalls: Syscalls, path: string, resolved: string): Effect.Effect<void> =>
+  Effect.suspend(() => {
+    const known = warned.get(syscalls) ?? new Set<string>()
+    if (known.has(resolved)) return Effect.void
+    if (known.size >= maxWarned) known.clear()
+    warned.set(syscalls, known.add(resolved))
+    return Effect.annotateLogs(
+      Effect.logWarning(`the relative path ${path} is resolved against the working directory to ${resolved}`),
+      { path, resolved }
+    )
+  })
+
+/**
+ * As it stays when the working directory changes, and as the kernel walks it; warned of once. Where there is no /proc it stays as it
+ * is.
+ */
+export const absolute = (syscalls: Syscalls, directory: string): Effect.Effect<string, WorkingDirectoryGone> =>
   directory.startsWith("/")
     ? Effect.succeed(directory)
-    : syscalls.readlink("/proc/self/cwd").pipe(
-      Effect.map((working) => `${working === "/" ? "" : working}/${directory}`),
-      Effect.orElseSucceed(() => directory)
-    )
+    : Effect.flatMap(workingDirectory(syscalls, directory), (working) => {
+      if (working === undefined) return Effect.succeed(directory)
+      const resolved = `${working === "/" ? "" : working}/${directory}`
+      return Effect.as(warnOnce(syscalls, directory, resolved), resolved)
+    })
 
 /**
  * Looks at a directory and makes what is missing of it (mode 0700), which stays. Three calls for each name of the path, and for the

@@ -33,6 +33,7 @@ import { explained } from "./leftovers.js"
 import type { ResolvedOptions } from "./options.js"
 import { resolve } from "./options.js"
 import { make as makePatience } from "./patience.js"
+import * as requiredMount from "./requiredMount.js"
 import { sweepOnce } from "./sweep.js"
 import * as temporaryFile from "./temporaryFile.js"
 import { make as makeTransfers } from "./transfers.js"
@@ -118,6 +119,11 @@ const acquire = (
     const patience = makePatience(options.releaseMillis)
 
     const directory = yield* absolute(syscalls, options.directory)
+    // Held until the file is known to be on it.
+    const mountScope = yield* Scope.fork(scope, ExecutionStrategy.sequential)
+    const mount = options.requireMount === undefined
+      ? undefined
+      : yield* Scope.extend(requiredMount.find(syscalls, options.requireMount, directory), mountScope)
     if (!options.trustDirectory) yield* temporaryFile.checkDirectory(syscalls, directory)
     yield* sweepOnce(syscalls, directory, options.sweep)
 
@@ -136,7 +142,7 @@ const acquire = (
     )
     // Should the scope end meanwhile, this is interrupted and waited for before the file is closed.
     const prepare = Effect.catchAll(
-      temporaryFile.prepare(syscalls, engine, patience, options, file),
+      temporaryFile.prepare(syscalls, engine, patience, options, file, mount),
       explained(syscalls)
     )
     const preparing = yield* Effect.acquireRelease(
@@ -153,6 +159,7 @@ const acquire = (
         )
     )
     const prepared = yield* Fiber.join(preparing)
+    yield* Scope.close(mountScope, Exit.void)
     const { path } = file
     const { alignment, allocated, allocation, directIo, fd, filesystem, place } = prepared
     // Of those who use the storage, and of its own steps, which alone are waited for no longer than the kernel is.

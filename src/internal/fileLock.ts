@@ -18,7 +18,7 @@ export type Locked =
 /** How sandboxes, servers and old kernels answer where they have no such locks. */
 export const isUnsupported = (error: SyscallError): boolean =>
   error.syscall === "fcntlSetLock" &&
-  [errnos.EINVAL, errnos.ENOLCK, errnos.ENOSYS, errnos.EOPNOTSUPP].some((errno) => errno === error.errno)
+  [errnos.EINVAL, errnos.ENOLCK, errnos.ENOSYS, errnos.EOPNOTSUPP, errnos.EPERM].some((errno) => errno === error.errno)
 
 const isHeld = ({ errno }: SyscallError) => errno === errnos.EAGAIN || errno === errnos.EACCES
 

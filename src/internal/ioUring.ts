@@ -1,7 +1,7 @@
 /** From options to a ring and its engine. */
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import type { EngineUnavailable, PlatformNotSupported } from "../DiskStorageError.js"
+import type { EngineUnavailable, NativeModuleMissing, PlatformNotSupported } from "../DiskStorageError.js"
 import { InvalidOption } from "../DiskStorageError.js"
 import type { IoEngine } from "../IoEngine.js"
 import type { IoUringOptions } from "../IoUring.js"
@@ -15,7 +15,11 @@ const maxEntries = 32_768
 
 export const make = (
   options: IoUringOptions
-): Effect.Effect<IoEngine, EngineUnavailable | PlatformNotSupported | InvalidOption, Scope.Scope> =>
+): Effect.Effect<
+  IoEngine,
+  EngineUnavailable | PlatformNotSupported | NativeModuleMissing | InvalidOption,
+  Scope.Scope
+> =>
   Effect.gen(function*() {
     yield* checked(options)
     const entries = yield* wholeNumber("entries", options.entries, 128, 1, maxEntries)

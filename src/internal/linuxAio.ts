@@ -1,7 +1,12 @@
 /** From options to an AIO context and its engine. */
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
-import type { EngineUnavailable, InvalidOption, PlatformNotSupported } from "../DiskStorageError.js"
+import type {
+  EngineUnavailable,
+  InvalidOption,
+  NativeModuleMissing,
+  PlatformNotSupported
+} from "../DiskStorageError.js"
 import type { IoEngine } from "../IoEngine.js"
 import type { LinuxAioOptions } from "../LinuxAio.js"
 import { checked, makeQueue, wholeNumber } from "./engineOptions.js"
@@ -11,7 +16,11 @@ import { makeNodeQueue } from "./nodeIo.js"
 
 export const make = (
   options: LinuxAioOptions
-): Effect.Effect<IoEngine, EngineUnavailable | PlatformNotSupported | InvalidOption, Scope.Scope> =>
+): Effect.Effect<
+  IoEngine,
+  EngineUnavailable | PlatformNotSupported | NativeModuleMissing | InvalidOption,
+  Scope.Scope
+> =>
   Effect.gen(function*() {
     yield* checked(options)
     const depth = yield* wholeNumber("depth", options.depth, 128, 1, 65_536)

@@ -22,6 +22,7 @@ import { wholeNumber } from "./engineOptions.js"
 import type { Value } from "./linux/libraryThreads.js"
 import type { Api, Call, CString } from "./linux/nixl.js"
 import { failed, load, status } from "./linux/nixl.js"
+import { faithful, isFaithful } from "./pathText.js"
 
 export const TypeId: unique symbol = Symbol.for("effect-disk-storage/Nixl")
 export const FileTypeId: unique symbol = Symbol.for("effect-disk-storage/Nixl/File")
@@ -597,9 +598,9 @@ const makeBackend = (api: Api, agent: bigint, { name, parameters = {} }: Public.
   )
 
 const isText = (option: string, value: string) =>
-  value !== "" && !value.includes("\0")
+  value !== "" && isFaithful(value)
     ? Effect.void
-    : Effect.fail(new InvalidOption({ option, value: JSON.stringify(value), expected: "text without a NUL" }))
+    : Effect.fail(new InvalidOption({ option, value: JSON.stringify(value), expected: `text: not empty, ${faithful}` }))
 
 export const make = (
   options: Public.NixlOptions = {}

@@ -6,6 +6,7 @@ import type * as Types from "effect/Types"
 import type { DiskStorageOptions } from "../DiskStorage.js"
 import { InvalidOption } from "../DiskStorageError.js"
 import { duration, objectRefused, shown, unless } from "./arguments.js"
+import { faithful, isFaithful } from "./pathText.js"
 
 export interface ResolvedOptions {
   readonly size: number
@@ -22,6 +23,7 @@ export interface ResolvedOptions {
   readonly retryMillis: number
   readonly releaseMillis: number
   readonly trustDirectory: boolean
+  readonly requireMount: string | undefined
 }
 
 /** Of the Rust original's files, whose live ones must never be taken for ours. */
@@ -38,18 +40,22 @@ const nameMax = 255
 /** `offset`, `length` and `size` may be this large: what both a JavaScript number and an `off_t` can hold, on whole pages. */
 export const maxSize = Number.MAX_SAFE_INTEGER - (Number.MAX_SAFE_INTEGER % 65_536)
 
-const quote = shown
-
 const oneOf = <const A extends string>(option: string, values: ReadonlyArray<A>, value: A | undefined, fallback: A) =>
   value === undefined
     ? Effect.succeed(fallback)
     : values.includes(value)
     ? Effect.succeed(value)
     : Effect.fail(
-      new InvalidOption({ option, value: quote(value), expected: values.join(", ") })
+      new InvalidOption({ option, value: shown(value), expected: values.join(", ") })
     )
 
 const withoutSlashes = (directory: string) => directory.replace(/\/+$/, "") || "/"
+
+/** A path as an option gives it: every name that the kernel can be given as it is. */
+export const pathOption = (option: string, path: unknown): Effect.Effect<string, InvalidOption> =>
+  typeof path === "string" && path !== "" && isFaithful(path)
+    ? Effect.succeed(path)
+    : Effect.fail(new InvalidOption({ option, value: shown(path), expected: `a path: not empty, ${faithful}` }))
 
 /** The directory of the file: that of `keepAt`, where it is given. */
 const directoryOf = (
@@ -57,9 +63,9 @@ const directoryOf = (
   earlyUnlink: boolean
 ): Effect.Effect<string, InvalidOption> => {
   if (keepAt === undefined) return Effect.succeed(directory ?? defaultDirectory)
-  const value = quote(keepAt)
+  const value = shown(keepAt)
   const refused = (expected: string) => Effect.fail(new InvalidOption({ option: "keepAt", value, expected }))
-  if (typeof keepAt !== "string" || keepAt.includes("\0")) return refused("a path: without NUL")
+  if (typeof keepAt !== "string" || !isFaithful(keepAt)) return refused(`a path: ${faithful}`)
   const slash = keepAt.lastIndexOf("/")
   const name = keepAt.slice(slash + 1)
   if (["", ".", ".."].includes(name) || new TextEncoder().encode(name).byteLength > nameMax) {
@@ -86,14 +92,8 @@ export const resolve = (options: DiskStorageOptions): Effect.Effect<ResolvedOpti
         expected: `a whole number of bytes from 1 to ${maxSize}`
       })
     }
-    const directory = yield* directoryOf(options, earlyUnlink)
-    if (typeof directory !== "string" || directory === "" || directory.includes("\0")) {
-      return yield* new InvalidOption({
-        option: "directory",
-        value: quote(directory),
-        expected: "a path: not empty, without NUL"
-      })
-    }
+    const directory = yield* pathOption("directory", yield* directoryOf(options, earlyUnlink))
+    const { requireMount } = options
     for (const [option, value] of Object.entries({ prewrite, earlyUnlink, sweep, trustDirectory })) {
       if (typeof value !== "boolean") {
         return yield* new InvalidOption({ option, value: shown(value), expected: "true, false" })
@@ -118,6 +118,7 @@ export const resolve = (options: DiskStorageOptions): Effect.Effect<ResolvedOpti
       retryMillis: yield* duration("retryAfter", options.retryAfter, "10 seconds"),
       releaseMillis: yield* duration("releaseTimeout", options.releaseTimeout, "60 seconds"),
       trustDirectory,
+      requireMount: requireMount === undefined ? undefined : yield* pathOption("requireMount", requireMount),
       directIo: yield* oneOf("directIo", ["proven", "required", "preferred", "disabled"], options.directIo, "required"),
       openStrategy: yield* oneOf("openStrategy", ["default", "open-direct"], options.openStrategy, "default"),
       fallback: yield* oneOf("fallback", ["truncate", "zero-fill"], options.fallback, "truncate")
@@ -146,7 +147,8 @@ export const unwrapOptions = (
       "failureLimit",
       "retryAfter",
       "releaseTimeout",
-      "trustDirectory"
+      "trustDirectory",
+      "requireMount"
     ] as const
   ) {
     if (optional[key] === undefined) delete optional[key]

@@ -6,7 +6,16 @@ import * as FiberId from "effect/FiberId"
 import { Buffer } from "node:buffer"
 import type { Fault, JournalEntry, Leaks, Profile, SimulatedKernel, SimulatedOptions } from "../SimulatedSyscalls.js"
 import type { ErrnoCode, OpenFlags, Statx, SyscallName, Syscalls } from "../Syscalls.js"
-import { errnos, FS_NOCOW_FL, POSIX_FADV_DONTNEED, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG } from "../Syscalls.js"
+import {
+  errnos,
+  FS_NOCOW_FL,
+  POSIX_FADV_DONTNEED,
+  S_IFDIR,
+  S_IFLNK,
+  S_IFMT,
+  S_IFREG,
+  STATX_ATTR_MOUNT_ROOT
+} from "../Syscalls.js"
 import { fromKernel } from "./kernel.js"
 import type { Kernel } from "./kernel.js"
 import type { Transfer } from "./simulatedDevice.js"
@@ -227,7 +236,8 @@ export const make = (
   } = options
   const filesystem = filesystems[profile]
   let nextAddress = 0x7f00_0000_0000
-  let nextInode = 11n
+  const rootInode = 11n
+  let nextInode = rootInode
   let nextName = 0
   let used = 0
 
@@ -716,7 +726,9 @@ export const make = (
             links: file.links,
             mode: file.mode,
             uid: file.uid,
-            attributes: 0,
+            // One filesystem, mounted at the root.
+            attributes: file.inode === rootInode ? STATX_ATTR_MOUNT_ROOT : 0,
+            attributesMask: STATX_ATTR_MOUNT_ROOT,
             mountId: 1,
             size: file.size,
             allocated: file.blocks.size * blockBytes,

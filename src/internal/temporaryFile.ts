@@ -49,6 +49,7 @@ import { namePrefix } from "./options.js"
 import type { Patience } from "./patience.js"
 import { make as makePatience } from "./patience.js"
 import { ProgressListener } from "./progress.js"
+import * as requiredMount from "./requiredMount.js"
 
 /** What mkostemp adds to its prefix. */
 const randomLetters = 6
@@ -107,13 +108,16 @@ const is = (...codes: ReadonlyArray<keyof typeof errnos>) => {
 
 const isDirectoryAtFault = is("ENOENT", "ENOTDIR", "EACCES", "EPERM", "EROFS", "ENAMETOOLONG", "ELOOP")
 const isNoRoom = is("ENOSPC", "EDQUOT", "EFBIG")
-const isUnsupported = is("EOPNOTSUPP", "ENOSYS")
-/** How kernels say no to a mode of fallocate that they, or the device, do not know. */
-const isWriteZeroesRefused = is("EOPNOTSUPP", "ENOSYS", "EINVAL")
+/** How filesystems, old kernels and sandboxes refuse fallocate; a file just made is neither immutable nor sealed. */
+const isUnsupported = is("EOPNOTSUPP", "ENOSYS", "EPERM")
+/** How kernels and sandboxes say no to a mode of fallocate that they, or the device, do not know. */
+const isWriteZeroesRefused = is("EOPNOTSUPP", "ENOSYS", "EINVAL", "EPERM")
 /** How the kernel says no to O_DIRECT. */
 const isDirectIoRefused = is("EINVAL", "EOPNOTSUPP")
-/** How filesystems and the missing right say no to an inode flag. */
-const isFlagRefused = is("EOPNOTSUPP", "ENOTTY", "EINVAL", "EPERM", "EACCES")
+/** The same for a file that is open, where sandboxes have an answer of their own. */
+const isFlagChangeRefused = is("EINVAL", "EOPNOTSUPP", "ENOSYS", "EPERM")
+/** How filesystems, the missing right and sandboxes say no to an inode flag. */
+const isFlagRefused = is("EOPNOTSUPP", "ENOTTY", "EINVAL", "EPERM", "EACCES", "ENOSYS")
 
 const failedAt = (step: CreateFailed["step"], path: string) => (cause: SyscallError) =>
   new CreateFailed({ step, path, cause })
@@ -413,7 +417,7 @@ const setDirect = (
       const flags = yield* syscalls.fcntlGetFlags(fd)
       const set = yield* Effect.either(syscalls.fcntlSetFlags(fd, flags | O_DIRECT))
       if (set._tag === "Left") {
-        return isDirectIoRefused(set.left) ? { flag: false, refused: set.left } : yield* set.left
+        return isFlagChangeRefused(set.left) ? { flag: false, refused: set.left } : yield* set.left
       }
     }
     const flags = yield* syscalls.fcntlGetFlags(fd)
@@ -631,17 +635,36 @@ const allocate = (
   })
 }
 
+/** Where statx is refused: fstat answers without alignments. */
+const warnOfFstat = (path: string): Effect.Effect<void> =>
+  Effect.annotateLogs(
+    Effect.logWarning("statx is refused here, as by old container runtimes: the alignment of direct I/O is assumed"),
+    { path }
+  )
+
+const withSource = ({ source }: Statx, state: DirectIoState): DirectIoState =>
+  source === "fstat"
+    ? { ...state, reason: `${state.reason}; statx is refused here, so that the alignment is assumed` }
+    : state
+
 /** From a created file to one that can be used; plain steps, interruptible, undone by the release of `create`. */
 export const prepare = (
   syscalls: Syscalls,
   engine: IoEngine,
   patience: Patience,
   options: ResolvedOptions,
-  file: TemporaryFile
+  file: TemporaryFile,
+  mount?: requiredMount.RequiredMount
 ): Effect.Effect<Prepared, AcquireError> =>
   Effect.gen(function*() {
     const { path } = file
     const { keepAt } = options
+    const onMount = (fd: number, statx: Statx) =>
+      mount === undefined ? Effect.void : requiredMount.check(syscalls, mount, fd, statx, options.directory)
+    if (mount !== undefined) {
+      const made = Arr.unsafeGet(file.fds, 0)
+      yield* onMount(made, yield* Effect.mapError(syscalls.statx(made), failedAt("inspect", path)))
+    }
     // Beside the file, whose path is absolute, so that the working directory may change.
     const keptPath = keepAt === undefined
       ? undefined
@@ -681,9 +704,11 @@ export const prepare = (
     }
 
     const statx = yield* Effect.mapError(syscalls.statx(fd), failedAt("inspect", path))
+    yield* onMount(fd, statx)
     const answered = statx.directIo
+    if (statx.source === "fstat") yield* warnOfFstat(path)
     const said: DirectIoState = direct.flag
-      ? { flag: true, ...directIoVerdict(type, nocow, answered) }
+      ? withSource(statx, { flag: true, ...directIoVerdict(type, nocow, answered) })
       : {
         flag: false,
         verdict: "buffered",

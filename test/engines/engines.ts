@@ -8,7 +8,12 @@ import { closeSync, constants, ftruncateSync, mkdtempSync, openSync, readdirSync
 import { tmpdir } from "node:os"
 import { join } from "node:path"
 import * as AlignedBuffer from "../../src/AlignedBuffer.js"
-import type { EngineUnavailable, InvalidOption, PlatformNotSupported } from "../../src/DiskStorageError.js"
+import type {
+  EngineUnavailable,
+  InvalidOption,
+  NativeModuleMissing,
+  PlatformNotSupported
+} from "../../src/DiskStorageError.js"
 import type { IoFile } from "../../src/IoEngine.js"
 import { IoEngine } from "../../src/IoEngine.js"
 import type { IoUringOptions } from "../../src/IoUring.js"
@@ -26,7 +31,7 @@ export interface Engine {
   readonly name: "io_uring" | "aio" | "node:fs"
   readonly layer: (
     limits?: Limits
-  ) => Layer.Layer<IoEngine, EngineUnavailable | PlatformNotSupported | InvalidOption>
+  ) => Layer.Layer<IoEngine, EngineUnavailable | PlatformNotSupported | NativeModuleMissing | InvalidOption>
 }
 
 export const engines: ReadonlyArray<Engine> = [

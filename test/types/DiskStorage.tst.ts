@@ -33,6 +33,8 @@ type AcquireError =
   | Errors.InvalidOption
   | Errors.DirectoryUnusable
   | Errors.DirectoryUnsafe
+  | Errors.MountMissing
+  | Errors.WorkingDirectoryGone
   | Errors.CreateFailed
   | Errors.FileReplaced
   | Errors.DirectIoRefused
@@ -228,8 +230,14 @@ describe("the doctor", () => {
 
 describe("kernels and engines", () => {
   it("are layers that fail only where they can", () => {
-    expect(LinuxSyscalls.layer).type.toBe<Layer.Layer<Syscalls.Syscalls, Errors.PlatformNotSupported>>()
-    type Refused = Errors.EngineUnavailable | Errors.PlatformNotSupported | Errors.InvalidOption
+    expect(LinuxSyscalls.layer).type.toBe<
+      Layer.Layer<Syscalls.Syscalls, Errors.PlatformNotSupported | Errors.NativeModuleMissing>
+    >()
+    type Refused =
+      | Errors.EngineUnavailable
+      | Errors.PlatformNotSupported
+      | Errors.NativeModuleMissing
+      | Errors.InvalidOption
     expect(Linux.layer).type.toBe<Layer.Layer<Kernel, Refused | ConfigError.ConfigError>>()
     expect(Linux.layerWith({ engine: "aio" })).type.toBe<typeof Linux.layer>()
     expect(Linux.layerWith).type.not.toBeCallableWith({ engine: "fastest" })

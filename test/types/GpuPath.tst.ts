@@ -172,6 +172,8 @@ describe("the path to a device", () => {
   type Failure =
     | Errors.DirectoryUnsafe
     | Errors.DirectoryUnusable
+    | Errors.MountMissing
+    | Errors.WorkingDirectoryGone
     | Errors.CreateFailed
     | Errors.BufferUnavailable
     | Errors.InvalidOption

@@ -9,10 +9,11 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import { arch, cpus, release } from "node:os"
-import { dirname, resolve } from "node:path"
+import { dirname } from "node:path"
 import * as AlignedBuffer from "../../AlignedBuffer.js"
 import * as LinuxSyscalls from "../../LinuxSyscalls.js"
 import * as directory from "../directory.js"
+import { printable } from "../layout.js"
 import * as allocation from "./allocation.js"
 import * as blocks from "./blocks.js"
 import type { Contestant } from "./contestant.js"
@@ -218,7 +219,7 @@ const shapes = (asked: {
 const checkOutput = (path: string) =>
   Effect.gen(function*() {
     const fileSystem = yield* FileSystem.FileSystem
-    yield* fileSystem.access(dirname(resolve(path)), { writable: true })
+    yield* fileSystem.access(dirname(yield* directory.resolved(path)), { writable: true })
     const found = yield* Effect.option(fileSystem.stat(path))
     if (Option.isSome(found) && found.value.type === "Directory") return yield* Effect.fail("it is a directory")
   }).pipe(Effect.mapError((cause) => new OutputFailed({ path, cause })))
@@ -345,6 +346,9 @@ const run = (asked: Asked) =>
         message: "--plot draws the part transfers, and it is not among those asked for."
       })
     }
+    const onDisk = asked.targets.length === 0 || asked.targets.includes("disk") ||
+      parts.some((part) => part !== "transfers")
+    if (onDisk) yield* progress.log(`directory: ${printable(yield* directory.given(asked.argument))}`)
     const started = new Date()
     const turns = {
       rounds: Option.getOrElse(asked.rounds, () => defaultRounds.transfers),

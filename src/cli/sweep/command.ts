@@ -63,10 +63,9 @@ export const sweep = Command.make(
   { ...options, argument },
   ({ argument, dryRun, force, json }) =>
     Effect.gen(function*() {
-      const report = yield* Effect.flatMap(
-        directory.given(argument),
-        (directory) => DiskStorage.sweep(directory, { dryRun, force })
-      ).pipe(
+      const report = yield* directory.given(argument).pipe(
+        Effect.tap((directory) => json ? Effect.void : Console.log(`directory: ${printable(directory)}`)),
+        Effect.flatMap((directory) => DiskStorage.sweep(directory, { dryRun, force })),
         Effect.provide(LinuxSyscalls.layer),
         Effect.mapError((cause) => new NotSwept({ cause }))
       )

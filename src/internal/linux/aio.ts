@@ -4,7 +4,7 @@
 import * as Effect from "effect/Effect"
 import { fdatasync } from "node:fs"
 import { EngineUnavailable } from "../../DiskStorageError.js"
-import type { PlatformNotSupported } from "../../DiskStorageError.js"
+import type { NativeModuleMissing, PlatformNotSupported } from "../../DiskStorageError.js"
 import { errnos, SyscallError } from "../../Syscalls.js"
 import type { Region } from "../alignedBuffer.js"
 import type { OpenDevice } from "../ioQueue.js"
@@ -32,7 +32,9 @@ const maxSubmitRetries = 100
 const maxSyncs = 2
 
 /** A context for `slots` operations. */
-export const make = (slots: number): Effect.Effect<OpenDevice, EngineUnavailable | PlatformNotSupported> =>
+export const make = (
+  slots: number
+): Effect.Effect<OpenDevice, EngineUnavailable | PlatformNotSupported | NativeModuleMissing> =>
   Effect.gen(function*() {
     const { architecture, declare, koffi } = yield* native
     const setup = yield* declare("syscall", "long", ["long", "uint32_t", "void *"])

@@ -1,11 +1,13 @@
 /** The real kernel, called through libc with koffi. */
 import * as Effect from "effect/Effect"
-import { readdir, readlink } from "node:fs"
-import type { PlatformNotSupported } from "../../DiskStorageError.js"
+import { fstat, lstat, readdir, readlink } from "node:fs"
+import type { BigIntStats } from "node:fs"
+import type { NativeModuleMissing, PlatformNotSupported } from "../../DiskStorageError.js"
 import { errnos } from "../../Syscalls.js"
-import type { FiemapExtent } from "../../Syscalls.js"
-import type { Kernel } from "../kernel.js"
+import type { FiemapExtent, Statx } from "../../Syscalls.js"
+import type { Kernel, Out } from "../kernel.js"
 import * as linkedFiles from "../linkedFiles.js"
+import { isFaithful } from "../pathText.js"
 import { pageSize } from "../slab.js"
 import { native } from "./native.js"
 import type { Argument, CFunction } from "./native.js"
@@ -52,6 +54,29 @@ const MAP_POPULATE = 0x8000
 // dlfcn.h of glibc and musl
 const RTLD_LAZY = 0x1
 
+/** How sandboxes refuse statx, as libuv has met them (`uv__fs_statx`); each means this call here, whose arguments are right. */
+const statxRefusals: ReadonlyArray<number> = [errnos.EPERM, errnos.ENOSYS, errnos.EOPNOTSUPP, errnos.EINVAL]
+
+/** The upper and the lower part of a device number of Linux (`makedev(3)`). */
+const majorOf = (device: bigint) => Number(device >> 32n & 0xffff_f000n | device >> 8n & 0xfffn)
+const minorOf = (device: bigint) => Number(device >> 12n & 0xffff_ff00n | device & 0xffn)
+
+/** What fstat knows of what statx would have said. */
+const ofFstat = (stats: BigIntStats): Statx => ({
+  source: "fstat",
+  mountId: undefined,
+  attributes: 0,
+  links: Number(stats.nlink),
+  uid: Number(stats.uid),
+  mode: Number(stats.mode),
+  inode: stats.ino,
+  size: Number(stats.size),
+  allocated: Number(stats.blocks) * 512,
+  deviceMajor: majorOf(stats.dev),
+  deviceMinor: minorOf(stats.dev),
+  directIo: undefined
+})
+
 /** One entry of `mincore`'s vector says of a page, in its lowest bit, whether it is there. */
 const residentPages = (vector: Uint8Array) => vector.reduce((pages, entry) => pages + (entry & 1), 0)
 
@@ -64,7 +89,7 @@ const gate = Effect.unsafeMakeSemaphore(2)
 /** The arguments of calls that a thread is making: their memory must not be collected meanwhile. */
 const inFlight = new Set<ReadonlyArray<Argument>>()
 
-export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(function*() {
+export const make: Effect.Effect<Kernel, PlatformNotSupported | NativeModuleMissing> = Effect.gen(function*() {
   const { architecture, declare, koffi } = yield* native
   const mkdir = yield* declare("mkdir", "int", ["str", "uint32_t"])
   const mkostemp = yield* declare("mkostemp", "int", ["void *", "int"])
@@ -144,16 +169,16 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
       })
     })))
 
-  /** C would end a path at a NUL, and name another file: no file has that name. */
-  const onPath = (path: string, call: () => Effect.Effect<number>) =>
-    path.includes("\0") ? Effect.succeed(-errnos.ENOENT) : Effect.suspend(call)
+  /** C would end a path at a NUL, UTF-8 replaces a lone surrogate, and both name another file: no file has that name. */
+  const onPath = (path: string, call: () => Effect.Effect<number>, error: number = errnos.ENOENT) =>
+    Effect.suspend(() => isFaithful(path) ? call() : Effect.succeed(-error))
 
   const kernel: Kernel = {
     flags: architecture.flags,
     pageSize: getpagesize(),
     mkdir: (path, mode) => onPath(path, () => offThread(mkdir, [path, mode])),
     mkostemp: (prefix, flags, path) =>
-      Effect.suspend(() => {
+      onPath(prefix, () => {
         const absolute = linkedFiles.absolute(prefix)
         if (absolute === undefined) return Effect.succeed(-errnos.ENOENT)
         const template = new TextEncoder().encode(`${absolute}XXXXXX\0`)
@@ -194,7 +219,7 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
       onPath(path, () => {
         const buffer = new DataView(new ArrayBuffer(256))
         const bytes = new Uint8Array(buffer.buffer)
-        return offThread(
+        const answered = offThread(
           statx,
           [architecture.statx, fd, path, path === "" ? AT_EMPTY_PATH : namedFlags, statxMask, bytes],
           {
@@ -203,6 +228,7 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
               out.value = {
                 mountId: (mask & STATX_MNT_ID) === 0 ? undefined : Number(buffer.getBigUint64(0x90, true)),
                 attributes: buffer.getUint32(0x8, true),
+                attributesMask: buffer.getUint32(0x38, true),
                 links: buffer.getUint32(0x10, true),
                 uid: buffer.getUint32(0x14, true),
                 mode: buffer.getUint16(0x1c, true),
@@ -222,6 +248,18 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
             }
           }
         )
+        const stats: Out<BigIntStats> = {}
+        const byStat = throughNode(stats, (done) =>
+          path === ""
+            ? fstat(fd, { bigint: true }, done)
+            : lstat(path.startsWith("/") ? path : `/proc/self/fd/${fd}/${path}`, { bigint: true }, done))
+        return Effect.flatMap(answered, (result) =>
+          statxRefusals.includes(-result)
+            ? Effect.tap(byStat, () =>
+              Effect.sync(() => {
+                if (stats.value !== undefined) out.value = ofFstat(stats.value)
+              }))
+            : Effect.succeed(result))
       }),
     fstatfs: (fd, out) =>
       Effect.suspend(() => {
@@ -242,12 +280,13 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
         })
       }),
     unlink: (path) =>
-      offThread(unlink, [path], {
-        done: (result) => {
-          // ENOENT proves nothing: a file whose directory was renamed has its name.
-          if (result === 0) linkedFiles.forget(path)
-        }
-      }),
+      onPath(path, () =>
+        offThread(unlink, [path], {
+          done: (result) => {
+            // ENOENT proves nothing: a file whose directory was renamed has its name.
+            if (result === 0) linkedFiles.forget(path)
+          }
+        })),
     rename: (from, to) =>
       onPath(`${from}${to}`, () =>
         offThread(rename, [from, to], {
@@ -311,7 +350,7 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
       }),
     munmap: (address, length) => offThread(munmap, [address, length]),
     dlopen: (library) =>
-      Effect.suspend(() => {
+      onPath(library, () => {
         // What went wrong, dlerror tells the thread that called, and no other; errno tells what ran out.
         let ranOut: number = errnos.ELIBACC
         return Effect.map(
@@ -323,7 +362,7 @@ export const make: Effect.Effect<Kernel, PlatformNotSupported> = Effect.gen(func
           }),
           (handle) => handle === 0 ? -ranOut : 0
         )
-      })
+      }, errnos.ELIBACC)
   }
   return yield* endingWithThread(kernel, declare, gate, offThread)
 })

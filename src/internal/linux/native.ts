@@ -7,7 +7,7 @@
  * cannot call variadic functions off-thread.
  */
 import * as Effect from "effect/Effect"
-import { EngineUnavailable, PlatformNotSupported } from "../../DiskStorageError.js"
+import { EngineUnavailable, NativeModuleMissing, PlatformNotSupported } from "../../DiskStorageError.js"
 import type { OpenFlags } from "../../Syscalls.js"
 import type { Part, Slab } from "../slab.js"
 import { takeAlone, tellOfNew } from "../slab.js"
@@ -63,14 +63,31 @@ export interface CFunction {
   async(...args: ReadonlyArray<Argument | ((error: unknown, result: number) => void)>): void
 }
 
+/** The package that holds koffi's native module for this platform. */
+const nativePackage = () => `@koromix/koffi-${process.platform}-${process.arch}`
+
+const codeOf = (error: unknown): unknown => error instanceof Error ? Reflect.get(error, "code") : undefined
+
+/** Why koffi cannot be loaded: it, or its native module, is not there, or Node does not load that. */
+const loadFailure = (error: unknown): NativeModuleMissing => {
+  const reason = error instanceof Error ? error.message : String(error)
+  const failure = (missing: NativeModuleMissing["missing"]) =>
+    new NativeModuleMissing({ missing, module: nativePackage(), reason })
+  const code = codeOf(error)
+  if (code === "ERR_DLOPEN_FAILED" || code === "ERR_DLOPEN_DISABLED" || code === "ERR_ACCESS_DENIED") {
+    return failure("load")
+  }
+  // Of koffi, and of nothing that it imports.
+  if (code === "ERR_MODULE_NOT_FOUND" || code === "MODULE_NOT_FOUND") {
+    return failure(/(?:package|module) '?koffi'?/i.test(reason) ? "package" : "native module")
+  }
+  // In a CommonJS bundle koffi has no URL to look from, and fails before it looks.
+  return failure("native module")
+}
+
 const load = Effect.tryPromise({
   try: () => import("koffi"),
-  catch: (error) =>
-    new PlatformNotSupported({
-      platform: process.platform,
-      arch: process.arch,
-      reason: `the native module of koffi could not be loaded: ${String(error)}`
-    })
+  catch: loadFailure
 })
 
 export type Koffi = Effect.Effect.Success<typeof load>["default"]
@@ -101,7 +118,7 @@ const adviseHugePages = (koffi: Koffi, libc: ReturnType<Koffi["load"]>): Effect.
     tellOfNew((slab) => madvise(addressOf(koffi, slab), slab.buffer.byteLength, MADV_HUGEPAGE))
   })
 
-export const native: Effect.Effect<Native, PlatformNotSupported> = Effect.gen(function*() {
+export const native: Effect.Effect<Native, PlatformNotSupported | NativeModuleMissing> = Effect.gen(function*() {
   const { arch, platform } = process
   const architecture = platform === "linux" ? architectures[arch] : undefined
   if (architecture === undefined) {

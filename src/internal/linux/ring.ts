@@ -6,7 +6,7 @@ import * as Effect from "effect/Effect"
 import * as Runtime from "effect/Runtime"
 import { isMainThread } from "node:worker_threads"
 import { EngineUnavailable } from "../../DiskStorageError.js"
-import type { PlatformNotSupported } from "../../DiskStorageError.js"
+import type { NativeModuleMissing, PlatformNotSupported } from "../../DiskStorageError.js"
 import { errnos, SyscallError } from "../../Syscalls.js"
 import type { Region } from "../alignedBuffer.js"
 import type { Device, OpenDevice } from "../ioQueue.js"
@@ -95,7 +95,9 @@ interface Registration {
 }
 
 /** A ring that is set up, on which a queue opens its device. */
-export const make = (options: RingOptions): Effect.Effect<OpenDevice, EngineUnavailable | PlatformNotSupported> =>
+export const make = (
+  options: RingOptions
+): Effect.Effect<OpenDevice, EngineUnavailable | PlatformNotSupported | NativeModuleMissing> =>
   Effect.gen(function*() {
     const { declare, koffi } = yield* native
     const runtime = yield* Effect.runtime<never>()

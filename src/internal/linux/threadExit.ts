@@ -17,6 +17,7 @@ import { PlatformNotSupported } from "../../DiskStorageError.js"
 import { errnos } from "../../Syscalls.js"
 import type { Kernel } from "../kernel.js"
 import * as linkedFiles from "../linkedFiles.js"
+import { isFaithful } from "../pathText.js"
 import type { Argument, CFunction, Native } from "./native.js"
 
 // uapi/linux/limits.h, the NUL included
@@ -176,7 +177,7 @@ export const endingWithThread = (
       )))
 
     const create = (path: string, flags: number): Effect.Effect<number> =>
-      path.includes("\0") ? Effect.succeed(-errnos.ENOENT) : throughNode((answered) => {
+      !isFaithful(path) ? Effect.succeed(-errnos.ENOENT) : throughNode((answered) => {
         linkedFiles.add(path, atEnd(path))
         open(path, flags | constants.O_RDWR | constants.O_CREAT | constants.O_EXCL, 0o600, (error, fd) => {
           if (error !== null) {
@@ -212,7 +213,7 @@ export const endingWithThread = (
             : createAnew(absolute, flags, path, maxNames)
         }),
       open: (path, flags) =>
-        path.includes("\0")
+        !isFaithful(path)
           ? Effect.succeed(-errnos.ENOENT)
           : throughNode((answered) =>
             open(path, flags, 0o600, answered)

@@ -18,7 +18,24 @@ const x64 = {
   memfd_create: 319,
   io_uring_setup: 425,
   io_uring_enter: 426,
-  io_uring_register: 427
+  io_uring_register: 427,
+  statx: 332,
+  cachestat: 451,
+  fallocate: 285,
+  ftruncate: 77,
+  pread64: 17,
+  pwrite64: 18,
+  fdatasync: 75,
+  fstatfs: 138,
+  mkdir: 83,
+  readlink: 89,
+  getdents64: 217,
+  unlink: 87,
+  rename: 82,
+  fadvise64: 221,
+  mincore: 27,
+  fcntl: 72,
+  ioctl: 16
 }
 const arm64: typeof x64 = {
   ...x64,
@@ -26,24 +43,59 @@ const arm64: typeof x64 = {
   io_setup: 0,
   io_submit: 2,
   eventfd2: 19,
-  memfd_create: 279
+  memfd_create: 279,
+  statx: 291,
+  fallocate: 47,
+  ftruncate: 46,
+  pread64: 67,
+  pwrite64: 68,
+  fdatasync: 83,
+  fstatfs: 44,
+  // Of a directory's descriptor, as all of these are there.
+  mkdir: 34,
+  readlink: 78,
+  getdents64: 61,
+  unlink: 35,
+  rename: 38,
+  fadvise64: 223,
+  mincore: 232,
+  fcntl: 25,
+  ioctl: 29
 }
 const numbers = process.arch === "arm64" ? arm64 : x64
 
 export type Refusable = Exclude<keyof typeof x64, "seccomp">
 
+export const isRefusable = (name: string): name is Refusable => name !== "seccomp" && Object.hasOwn(x64, name)
+
+/** A call, or one with this second argument (the command of fcntl and ioctl). */
+export type Refused = Refusable | readonly [name: Refusable, second: number]
+
+/** Of struct seccomp_data: the lower half of the second argument. */
+const secondArgument = 24
+
 const libc = koffi.load(null)
 const prctl = libc.func("prctl", "int", ["int", "ulong", "ulong", "ulong", "ulong"])
 const syscall = libc.func("syscall", "long", ["long", "uint", "uint", "void *"])
 
-export const refuse = (names: ReadonlyArray<Refusable>, errno: number): void => {
+export const refuse = (names: ReadonlyArray<Refused>, errno: number): void => {
   // struct sock_filter: code (16), jt (8), jf (8), k (32).
   const instructions = [
     [BPF_LD_W_ABS, 0, 0, 0] as const,
-    ...names.flatMap((name) => [
-      [BPF_JEQ_K, 0, 1, numbers[name]] as const,
-      [BPF_RET_K, 0, 0, SECCOMP_RET_ERRNO | errno] as const
-    ]),
+    ...names.flatMap((refused) =>
+      typeof refused === "string"
+        ? [
+          [BPF_JEQ_K, 0, 1, numbers[refused]] as const,
+          [BPF_RET_K, 0, 0, SECCOMP_RET_ERRNO | errno] as const
+        ]
+        : [
+          [BPF_JEQ_K, 0, 4, numbers[refused[0]]] as const,
+          [BPF_LD_W_ABS, 0, 0, secondArgument] as const,
+          [BPF_JEQ_K, 0, 1, refused[1]] as const,
+          [BPF_RET_K, 0, 0, SECCOMP_RET_ERRNO | errno] as const,
+          [BPF_LD_W_ABS, 0, 0, 0] as const
+        ]
+    ),
     [BPF_RET_K, 0, 0, SECCOMP_RET_ALLOW] as const
   ]
   const filter = Buffer.alloc(instructions.length * 8)

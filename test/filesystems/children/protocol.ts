@@ -14,12 +14,14 @@ import {
   IoFailed,
   IoStalled,
   KeepFailed,
+  MountMissing,
   OutOfBounds,
   OutOfSpace,
   PrewriteRefused,
   ReleaseFailed,
   StorageClosed,
-  StorageDegraded
+  StorageDegraded,
+  WorkingDirectoryGone
 } from "../../../src/DiskStorageError.js"
 
 /** How the storage is made, and in what circumstances. */
@@ -52,12 +54,14 @@ const Failure = Schema.Union(
   IoFailed,
   IoStalled,
   KeepFailed,
+  MountMissing,
   OutOfBounds,
   OutOfSpace,
   PrewriteRefused,
   ReleaseFailed,
   StorageClosed,
-  StorageDegraded
+  StorageDegraded,
+  WorkingDirectoryGone
 )
 
 /** The answer to a line: `ready` comes unasked, the others after the lines `acquire`, `write`, `keep` and `close`. */
