@@ -480,14 +480,15 @@ describe("the service on a simulated disk", () => {
       assert.deepStrictEqual(yield* store.hashes, [1n])
     }).pipe(Effect.provide(engine())))
 
-  it.scopedLive("being stopped, it ends although the disk never answers, and logs the transfer", () =>
-    Effect.gen(function*() {
-      const lines = Array<string>()
-      const logger = Logger.make(({ message }) => void lines.push(String(message)))
+  it.scopedLive("being stopped, it ends although the disk never answers, and logs the transfer", () => {
+    const lines = Array<string>()
+    const logger = Logger.make(({ message }) => void lines.push(String(message)))
+    return Effect.gen(function*() {
       const { open, stop, transfers } = yield* simulated({ drainSeconds: 0.05, hangs: true })
       open("PUT", path(1), { "content-length": blockBytes }).on("error", () => {}).end(block)
       yield* transfers(1)
-      yield* Effect.provide(stop, Logger.replace(Logger.defaultLogger, logger))
+      yield* stop
       assert.include(lines.join("\n"), "1 transfers still wait for the disk")
-    }).pipe(Effect.provide(engine())))
+    }).pipe(Effect.provide([engine(), Logger.replace(Logger.defaultLogger, logger)]))
+  })
 })
