@@ -23,8 +23,10 @@ import {
   ReleaseFailed
 } from "../DiskStorageError.js"
 import type { IoEngine } from "../IoEngine.js"
-import type { Statfs, SyscallError, Syscalls } from "../Syscalls.js"
+import type { Statfs, Statx, SyscallError, Syscalls } from "../Syscalls.js"
 import { errnos, FALLOC_FL_WRITE_ZEROES, FS_NOCOW_FL } from "../Syscalls.js"
+import { decide } from "./directIoVerdict.js"
+import type { Evidence } from "./directIoVerdict.js"
 import * as directoryPolicy from "./directoryPolicy.js"
 import { mapOf } from "./extents.js"
 import * as fileLock from "./fileLock.js"
@@ -32,16 +34,18 @@ import {
   alignmentWithoutAnswer,
   BTRFS,
   copiesOnWrite,
-  directIoVerdict,
   filesystemName,
   locksAreTrusted,
+  OVERLAY,
   overwritesMayRunOutOfSpace,
-  pageCacheOf
+  pageCacheOf,
+  statxHolds,
+  usualCause
 } from "./filesystems.js"
-import type { PageCache } from "./filesystems.js"
 import * as keptFile from "./keptFile.js"
 import * as linkedFiles from "./linkedFiles.js"
 import { observeRead, observeWrite } from "./observe.js"
+import type { Target } from "./observe.js"
 import type { ResolvedOptions } from "./options.js"
 import { namePrefix } from "./options.js"
 import type { Patience } from "./patience.js"
@@ -324,7 +328,7 @@ const reopen = (
     return { fd }
   }))
 
-/** On btrfs copy-on-write makes preallocation worthless and I/O buffered; an empty file can be taken out of it. */
+/** On btrfs copy-on-write makes preallocation worthless, and checksums make I/O buffered; an empty file can be taken out of both. */
 const disableCopyOnWrite = (
   syscalls: Syscalls,
   file: TemporaryFile,
@@ -334,7 +338,7 @@ const disableCopyOnWrite = (
     Effect.flatMap((flags) => syscalls.ioctlSetFlags(fd, flags | FS_NOCOW_FL)),
     Effect.as(true),
     Effect.catchIf(isFlagRefused, (cause) =>
-      Effect.logWarning("copy-on-write stays on: I/O is buffered, and overwrites may run out of space").pipe(
+      Effect.logWarning("copy-on-write stays on: overwrites may run out of space").pipe(
         Effect.annotateLogs({ path: file.path, cause: cause.message }),
         Effect.as(false)
       )),
@@ -455,43 +459,109 @@ const zeroInDevice = (
     return true
   })
 
+/** What tells where the bytes of a unit go, and what stood in the way of the look. */
+interface Observed extends Pick<Evidence, "write" | "read"> {
+  readonly failure: SyscallError | undefined
+}
+
 /**
- * Whether an overwrite and a read of the first `unit` bytes go past the page cache: real I/O, before anything is allocated that
- * would take long. Of a file that was taken up it is the unit of its label, which is overwritten with what is there.
+ * An overwrite and a read of the first `unit` bytes, observed in the page cache: real I/O, before anything is allocated that would take
+ * long. Of a file that was taken up it is the unit of its label, which is overwritten with what is there. `thorough`: the read is made
+ * even where the write has decided.
  */
-const prove = (
+const observeUnit = (
   syscalls: Syscalls,
-  { path }: TemporaryFile,
-  fd: number,
-  filesystem: string,
-  pageCache: PageCache,
+  { fd, pageCache }: Target,
   unit: number,
   label: number | undefined,
-  said: DirectIoState
-): Effect.Effect<DirectIoState, DirectIoUnavailable | OutOfSpace | BufferUnavailable> =>
+  thorough: boolean
+): Effect.Effect<Observed, BufferUnavailable> =>
   Effect.scoped(Effect.gen(function*() {
     const { bytes } = yield* AlignedBuffer.make(unit)
     // btrfs reads through the page cache into memory that has not been touched yet.
     bytes.fill(0)
-    const target = { fd, pageCache }
-    const unavailable = (...reasons: ReadonlyArray<string>) => new DirectIoUnavailable({ path, filesystem, reasons })
+    const unseen = (evidence: string, failure?: SyscallError): Observed => ({
+      write: { path: "unknown", evidence },
+      read: undefined,
+      failure
+    })
     const offset = label ?? 0
-    if (label === undefined) {
-      yield* Effect.mapError(syscalls.pwrite(fd, bytes, offset), (cause) =>
-        isNoRoom(cause)
-          ? new OutOfSpace({ path, method: "fallocate", needed: unit, cause })
-          : unavailable(cause.message))
-    } else {
-      const read = yield* Effect.mapError(syscalls.pread(fd, bytes, offset), (cause) => unavailable(cause.message))
-      if (read !== unit) return yield* unavailable(`${read} of ${unit} bytes could be read`)
+    const prepared = yield* Effect.either(
+      label === undefined ? syscalls.pwrite(fd, bytes, offset) : syscalls.pread(fd, bytes, offset)
+    )
+    if (prepared._tag === "Left") return unseen(prepared.left.message, prepared.left)
+    if (prepared.right !== unit) {
+      return unseen(`${prepared.right} of ${unit} bytes could be ${label === undefined ? "written" : "read"}`)
     }
+    const target = { fd, pageCache }
     const write = yield* observeWrite(syscalls, target, offset, bytes)
-    const read = yield* observeRead(syscalls, target, offset, bytes)
-    if (write.path === "direct" && read.path === "direct") {
-      return { flag: true, verdict: "direct", reason: `proven: ${write.evidence}, and ${read.evidence}` }
-    }
-    return yield* unavailable(`write: ${write.evidence}`, `read: ${read.evidence}`, said.reason)
+    const failure = write.result._tag === "Left" ? write.result.left : undefined
+    if (write.path === "buffered" && !thorough) return { write, failure }
+    const read = yield* observeRead(syscalls, target, offset, bytes, undefined, write.path === "direct")
+    return { write, read, failure }
   }))
+
+/** `/proc/filesystems` has some hundred bytes; each call gives a page of it at most. */
+const maxListReads = 8
+
+/** Whether the kernel has ZFS, which may lie below an overlay; true where its list cannot be read. */
+const kernelHasZfs = (syscalls: Syscalls): Effect.Effect<boolean> =>
+  Effect.acquireUseRelease(
+    syscalls.open("/proc/filesystems", syscalls.flags.O_CLOEXEC),
+    (fd) =>
+      Effect.gen(function*() {
+        const bytes = new Uint8Array(AlignedBuffer.pageSize)
+        let text = ""
+        for (let calls = 0; calls < maxListReads; calls++) {
+          const read = yield* syscalls.pread(fd, bytes, text.length)
+          if (read === 0) return /\tzfs$/m.test(text)
+          text += String.fromCharCode(...bytes.subarray(0, read))
+        }
+        return true
+      }),
+    (fd) => Effect.ignore(syscalls.close(fd))
+  ).pipe(Effect.orElseSucceed(() => true))
+
+/**
+ * What is known of direct I/O on the file, by evidence alone: the flag, the answer of statx where that holds, and otherwise one unit
+ * that is written and read. `proven` always takes the latter, and fails unless it shows direct I/O.
+ */
+const judge = (
+  syscalls: Syscalls,
+  { directIo }: ResolvedOptions,
+  { path }: TemporaryFile,
+  fd: number,
+  { name, nocow, type }: { readonly type: number; readonly name: string; readonly nocow: boolean },
+  statx: Statx,
+  unit: number,
+  label: number | undefined
+): Effect.Effect<DirectIoState, DirectIoUnavailable | OutOfSpace | BufferUnavailable> =>
+  Effect.gen(function*() {
+    const proving = directIo === "proven"
+    const known: Evidence = { flag: true, statx: statx.directIo, statxHolds: !proving && statxHolds(type) }
+    const answer = decide(known)
+    if (answer.verdict !== "unknown" && !proving) {
+      return { flag: true, ...answer }
+    }
+    const hidden = type === OVERLAY && statx.directIo !== undefined && (yield* kernelHasZfs(syscalls))
+    const pageCache = pageCacheOf(hidden ? 0 : type, statx)
+    const { failure, read, write } = yield* observeUnit(syscalls, { fd, pageCache }, unit, label, proving)
+    const { reason, verdict } = decide({ ...known, write, read })
+    const cause = verdict === "buffered" ? usualCause(type, nocow) : undefined
+    if (!proving) {
+      return { flag: true, verdict, reason: `observed: ${reason}${cause === undefined ? "" : `: ${cause}`}` }
+    }
+    if (verdict === "direct") return { flag: true, verdict, reason: `proven: ${reason}` }
+    if (failure !== undefined && isNoRoom(failure)) {
+      return yield* new OutOfSpace({ path, method: "fallocate", needed: unit, cause: failure })
+    }
+    const reasons = [
+      ...(write === undefined ? [] : [`write: ${write.evidence}`]),
+      ...(read === undefined ? [] : [`read: ${read.evidence}`]),
+      cause ?? answer.reason
+    ]
+    return yield* new DirectIoUnavailable({ path, filesystem: name, reasons })
+  })
 
 /** What the blocks of a file are that has been allocated before, as far as its filesystem tells. */
 const allocatedBefore = (
@@ -624,20 +694,7 @@ export const prepare = (
 
     const statx = yield* Effect.mapError(syscalls.statx(fd), failedAt("inspect", path))
     const answered = statx.directIo
-    const said: DirectIoState = direct.flag
-      ? { flag: true, ...directIoVerdict(type, nocow, answered) }
-      : {
-        flag: false,
-        verdict: "buffered",
-        reason: options.directIo === "disabled" ? "O_DIRECT was not asked for" : "O_DIRECT was refused"
-      }
     const unanswered = alignmentWithoutAnswer(type, blockSize)
-    // A refused NOCOW has been warned of.
-    if (options.directIo !== "proven" && direct.flag && type !== BTRFS && said.verdict === "buffered") {
-      yield* Effect.logWarning("O_DIRECT was accepted, and I/O is buffered all the same").pipe(
-        Effect.annotateLogs({ path, reason: said.reason })
-      )
-    }
     const offset = direct.flag ? answered?.offsetAlignment || unanswered : 1
     const alignment = { memory: direct.flag ? answered?.memoryAlignment || unanswered : 1, offset, length: offset }
 
@@ -647,9 +704,18 @@ export const prepare = (
     const labelAt = label === undefined ? undefined : length
     const fileBytes = keepAt === undefined ? length : keptFile.lengthOf(options.size, unit)
     if (label === undefined) yield* checkSpace(syscalls, file, fd, statfs, fileBytes)
-    const accepted = options.directIo === "proven"
-      ? yield* prove(syscalls, file, fd, filesystem.name, pageCacheOf(type, statx), unit, labelAt, said)
-      : said
+    const accepted: DirectIoState = direct.flag
+      ? yield* judge(syscalls, options, file, fd, { ...filesystem, nocow }, statx, unit, labelAt)
+      : {
+        flag: false,
+        verdict: "buffered",
+        reason: options.directIo === "disabled" ? "O_DIRECT was not asked for" : "O_DIRECT was refused"
+      }
+    if (accepted.flag && accepted.verdict === "buffered") {
+      yield* Effect.logWarning("O_DIRECT was accepted, and I/O is buffered all the same").pipe(
+        Effect.annotateLogs({ path, reason: accepted.reason })
+      )
+    }
     const useless = options.prewrite ? copiesOnWrite(type, nocow) : undefined
     if (useless !== undefined) return yield* new PrewriteRefused({ path, filesystem: filesystem.name, reason: useless })
     const place: keptFile.Place | undefined = keptPath === undefined
