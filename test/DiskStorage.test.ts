@@ -142,14 +142,15 @@ describe("acquire", () => {
   } = {
     ext4: ["direct", 512, "fallocate", false],
     ext2: ["direct", 4096, "truncate", true],
-    lustre: ["unknown", 4096, "truncate", true],
+    lustre: ["direct", 4096, "truncate", true],
     btrfs: ["direct", 4096, "fallocate", false],
+    btrfsMirrored: ["buffered", 4096, "fallocate", false],
     tmpfs: ["buffered", 4096, "fallocate", false],
     ramfs: ["buffered", 1, "truncate", true],
     storageScale: ["unknown", 4096, "fallocate", true],
     dataJournal: ["buffered", 4096, "fallocate", false]
   }
-  it.effect.each([...profiles])("says what is true on %s", (profile) =>
+  it.effect.each([...profiles, "btrfsMirrored" as const])("says what is true on %s", (profile) =>
     Effect.gen(function*() {
       const storage = yield* DiskStorage.make({ size: 5000, directIo: "preferred", openStrategy: "open-direct" })
       const [verdict, alignment, method, mayRunOut] = truth[profile]
