@@ -1,5 +1,6 @@
 /** What is known of filesystems by their magic number (`uapi/linux/magic.h`; the vendors' for zfs, lustre, gpfs and bcachefs). */
 import * as AlignedBuffer from "../AlignedBuffer.js"
+import type { Allocation } from "../DiskStorage.js"
 import type { Statx } from "../Syscalls.js"
 import { STATX_ATTR_DAX } from "../Syscalls.js"
 
@@ -42,11 +43,25 @@ export const locksAreTrusted = (type: number): boolean => lockedByTheKernel.has(
 
 export const filesystemName = (type: number): string => names.get(type) ?? `0x${type.toString(16)}`
 
-/** These rewrite an allocated block in place, always. btrfs does for a NOCOW file. */
+/** These rewrite an allocated block in place, unless another file shares it. */
 const rewritesInPlace = new Set<string>(["ext2/ext3/ext4", "xfs", "tmpfs"])
 
-export const overwritesMayRunOutOfSpace = (type: number, nocow: boolean): boolean =>
-  type === BTRFS ? !nocow : !rewritesInPlace.has(filesystemName(type))
+/**
+ * Of blocks that no other file shares. A NOCOW file of btrfs is rewritten in place with every profile of data. An XFS that always
+ * copies on write refuses to preallocate, and its statx asks for larger writes than reads where it copies the blocks of a file.
+ */
+export const overwritesMayRunOutOfSpace = (
+  type: number,
+  nocow: boolean,
+  method: Allocation["method"],
+  directIo: Statx["directIo"]
+): boolean => {
+  if (type === BTRFS) return !nocow
+  const name = filesystemName(type)
+  if (name === "xfs" && method === "zero-fill") return true
+  const { offsetAlignment = 0, readOffsetAlignment = offsetAlignment } = directIo ?? {}
+  return !rewritesInPlace.has(name) || readOffsetAlignment < offsetAlignment
+}
 
 /** A page satisfies every filesystem that takes the flag and does not say what it wants; btrfs wants its own block. */
 export const alignmentWithoutAnswer = (type: number, blockSize: number): number =>

@@ -1,6 +1,7 @@
 /** The temp file: created, given O_DIRECT, measured and allocated by the steps below, in this order; unlinked and closed by one release. */
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
+import * as Predicate from "effect/Predicate"
 import * as AlignedBuffer from "../AlignedBuffer.js"
 import type { Alignment, Allocation, DirectIoState } from "../DiskStorage.js"
 import type {
@@ -328,23 +329,6 @@ const reopen = (
     return { fd }
   }))
 
-/** On btrfs copy-on-write makes preallocation worthless, and checksums make I/O buffered; an empty file can be taken out of both. */
-const disableCopyOnWrite = (
-  syscalls: Syscalls,
-  file: TemporaryFile,
-  fd: number
-): Effect.Effect<boolean, CreateFailed> =>
-  syscalls.ioctlGetFlags(fd).pipe(
-    Effect.flatMap((flags) => syscalls.ioctlSetFlags(fd, flags | FS_NOCOW_FL)),
-    Effect.as(true),
-    Effect.catchIf(isFlagRefused, (cause) =>
-      Effect.logWarning("copy-on-write stays on: overwrites may run out of space").pipe(
-        Effect.annotateLogs({ path: file.path, cause: cause.message }),
-        Effect.as(false)
-      )),
-    Effect.mapError(failedAt("inspect", file.path))
-  )
-
 /** A file that has content keeps the flag that it has. */
 const isOutOfCopyOnWrite = (
   syscalls: Syscalls,
@@ -356,6 +340,26 @@ const isOutOfCopyOnWrite = (
     Effect.catchIf(isFlagRefused, () => Effect.succeed(false)),
     Effect.mapError(failedAt("inspect", file.path))
   )
+
+/** On btrfs copy-on-write makes preallocation worthless, and checksums make I/O buffered. An empty file gets rid of both: NOCOW. */
+const disableCopyOnWrite = (
+  syscalls: Syscalls,
+  file: TemporaryFile,
+  fd: number
+): Effect.Effect<boolean, CreateFailed> => {
+  const refused = (cause: string) =>
+    Effect.logWarning("copy-on-write stays on: overwrites may run out of space").pipe(
+      Effect.annotateLogs({ path: file.path, cause }),
+      Effect.as(false)
+    )
+  return syscalls.ioctlGetFlags(fd).pipe(
+    Effect.flatMap((flags) => syscalls.ioctlSetFlags(fd, flags | FS_NOCOW_FL)),
+    Effect.mapError((cause) => isFlagRefused(cause) ? cause.message : failedAt("inspect", file.path)(cause)),
+    Effect.zipRight(isOutOfCopyOnWrite(syscalls, file, fd)),
+    Effect.flatMap((nocow) => nocow ? Effect.succeed(true) : refused("the flag NOCOW was accepted and not kept")),
+    Effect.catchIf(Predicate.isString, refused)
+  )
+}
 
 /** Sets O_DIRECT where `open` has not, and reads it back: the flag, or why it is not there. */
 const setDirect = (
@@ -739,7 +743,7 @@ export const prepare = (
     const allocation = {
       method,
       written,
-      overwritesMayRunOutOfSpace: !allocated || overwritesMayRunOutOfSpace(type, nocow)
+      overwritesMayRunOutOfSpace: !allocated || overwritesMayRunOutOfSpace(type, nocow, method, answered)
     }
     // Last, so that whatever fails before leaves it as it was.
     if (place?.mark !== undefined) yield* keptFile.erase(syscalls, file, fd, place)

@@ -20,14 +20,14 @@ type Verdict = DiskStorage.DirectIoState["verdict"]
 
 const mebibyte = 1024 * 1024
 /** Many more pages than the per-CPU counters keep back (125 each). */
-const blocks = 16
+const blocks = 8
 const pages = blocks * mebibyte / 4096
 const few = pages / 4
 
 /** Rounds until one is seen that nothing else on the machine has disturbed. */
 const maxRounds = 100
 /** Rounds that must all have dirtied the pages; what others dirty only adds to them. */
-const bufferedRounds = 3
+const bufferedRounds = 2
 
 /** Pages dirtied on the whole machine so far (`proc_vmstat(5)`). */
 const dirtied = Effect.sync(() =>
@@ -224,6 +224,24 @@ describeReal("xfs on a direct loop", { name: "verdicts on reflinked files" }, (i
           Effect.gen(function*() {
             assert.isTrue(storage.allocation.overwritesMayRunOutOfSpace)
             yield* compare(storage, yield* inspect(directory), direct)
+          })
+      )
+    }))
+})
+
+describeReal("btrfs with data as single", { name: "verdicts on files in a snapshot", tools: ["btrfs"] }, (it) => {
+  it.scoped("a kept file is direct, and overwrites of it may run out of space", () =>
+    Effect.gen(function*() {
+      const { directory: mount } = yield* Mounted
+      const directory = yield* freshPath
+      mkdirSync(directory)
+      yield* takenUp(
+        directory,
+        () => command("btrfs", "subvolume", "snapshot", mount, join(mount, "snapshot")),
+        (storage) =>
+          Effect.gen(function*() {
+            assert.isTrue(storage.allocation.overwritesMayRunOutOfSpace)
+            yield* compare(storage, yield* inspect(directory), withConditions)
           })
       )
     }))
