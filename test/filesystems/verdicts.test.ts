@@ -164,7 +164,9 @@ const whyNoFuse = whyNot("bindfs")
 if (whyNoFuse === undefined) {
   describeReal("bindfs", { name: "verdicts" }, suite({ verdict: "unknown", doctor: "unknown" }))
 } else {
-  describe("bindfs: verdicts", () => plainly.skip(`not here: ${whyNoFuse}`, () => {}))
+  describe("bindfs: verdicts", () => {
+    plainly.skip(`not here: ${whyNoFuse}`, () => {})
+  })
 }
 
 /** A storage that was kept at `keepAt`, after `change` was done to its file, taken up by `use`. */
