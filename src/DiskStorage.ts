@@ -143,7 +143,12 @@ export interface Health {
 
 /**
  * What is known about direct I/O. `flag`: O_DIRECT is set on the descriptor (read back from the kernel). `verdict`: whether I/O
- * bypasses the page cache, which the flag alone does not prove; `reason` says what it rests on.
+ * bypasses the page cache, which the flag alone does not prove; `reason` names its evidence.
+ *
+ * The doctor and `directIo: "proven"` decide by the same function. The evidence is the answer of `statx(2)` on ext2, ext3, ext4 and
+ * xfs. On other filesystems it is one page of the file, written and read while the page cache is observed. The type of a filesystem
+ * is no evidence. Without any the verdict is `unknown`. It describes the time of the acquisition: on btrfs a balance to another
+ * profile of data changes how later writes go.
  *
  * @since 0.1.0
  * @category models
@@ -169,7 +174,8 @@ export interface Alignment {
 /**
  * How the file got its blocks; `kept` is that of a file that was taken up, whose blocks are told by its map of extents, where the
  * filesystem has one. `overwritesMayRunOutOfSpace` is false only where it is known that every block of the file is
- * reserved and rewritten in place.
+ * reserved and rewritten in place. A snapshot or a reflinked copy of the file that is made later changes that, and so does a block
+ * device that allocates late (thin provisioning).
  *
  * @since 0.1.0
  * @category models

@@ -38,6 +38,7 @@ export type TypeId = typeof TypeId
  * - `ext2`: no fallocate; direct I/O strictly at 4096 bytes (a disk with such sectors).
  * - `lustre`: no fallocate, no answer from statx; direct I/O strictly at 4096 bytes of address, length and offset.
  * - `btrfs`: copy-on-write unless the empty file was made NOCOW: overwrites then need new space.
+ * - `btrfsMirrored`: the same with data as dup, raid1 or raid10: writes go through the page cache, of NOCOW files too.
  * - `tmpfs`: takes O_DIRECT and means nothing by it.
  * - `ramfs`: refuses O_DIRECT, and leaves the file behind when it is refused at creation; no fallocate.
  * - `storageScale`: F_SETFL succeeds and is ignored; O_DIRECT works at open.
@@ -46,7 +47,16 @@ export type TypeId = typeof TypeId
  * @since 0.1.0
  * @category models
  */
-export type Profile = "ext4" | "ext2" | "lustre" | "btrfs" | "tmpfs" | "ramfs" | "storageScale" | "dataJournal"
+export type Profile =
+  | "ext4"
+  | "ext2"
+  | "lustre"
+  | "btrfs"
+  | "btrfsMirrored"
+  | "tmpfs"
+  | "ramfs"
+  | "storageScale"
+  | "dataJournal"
 
 /**
  * @since 0.1.0

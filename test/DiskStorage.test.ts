@@ -148,28 +148,32 @@ describe("acquire", () => {
   } = {
     ext4: ["direct", 512, "fallocate", false],
     ext2: ["direct", 4096, "truncate", true],
-    lustre: ["unknown", 4096, "truncate", true],
+    lustre: ["direct", 4096, "truncate", true],
     btrfs: ["direct", 4096, "fallocate", false],
+    btrfsMirrored: ["buffered", 4096, "fallocate", false],
     tmpfs: ["buffered", 4096, "fallocate", false],
     ramfs: ["buffered", 1, "truncate", true],
     storageScale: ["unknown", 4096, "fallocate", true],
     dataJournal: ["buffered", 4096, "fallocate", false]
   }
-  it.effect.each([...profiles])("says what is true on %s", (profile) =>
-    Effect.gen(function*() {
-      const storage = yield* DiskStorage.make({ size: 5000, directIo: "preferred", openStrategy: "open-direct" })
-      const [verdict, alignment, method, mayRunOut] = truth[profile]
-      assert.strictEqual(storage.directIo.verdict, verdict)
-      assert.strictEqual(storage.directIo.flag, profile !== "ramfs")
-      assert.strictEqual(storage.alignment.offset, alignment)
-      assert.strictEqual(storage.allocation.method, method)
-      assert.strictEqual(storage.allocation.overwritesMayRunOutOfSpace, mayRunOut)
-      assert.strictEqual(storage.size, 5000)
-      assert.strictEqual(storage.addr, 0)
-      assert.deepStrictEqual(storage.storageType, { _tag: "Disk" })
-      const { size } = yield* storage.withFd((fd) => Effect.flatMap(Syscalls.Syscalls, (kernel) => kernel.statx(fd)))
-      assert.strictEqual(size, 8192)
-    }).pipe(Effect.scoped, on({ profile })))
+  it.effect.each([...profiles, "btrfsMirrored" as const])(
+    "says what is true on %s",
+    (profile) =>
+      Effect.gen(function*() {
+        const storage = yield* DiskStorage.make({ size: 5000, directIo: "preferred", openStrategy: "open-direct" })
+        const [verdict, alignment, method, mayRunOut] = truth[profile]
+        assert.strictEqual(storage.directIo.verdict, verdict)
+        assert.strictEqual(storage.directIo.flag, profile !== "ramfs")
+        assert.strictEqual(storage.alignment.offset, alignment)
+        assert.strictEqual(storage.allocation.method, method)
+        assert.strictEqual(storage.allocation.overwritesMayRunOutOfSpace, mayRunOut)
+        assert.strictEqual(storage.size, 5000)
+        assert.strictEqual(storage.addr, 0)
+        assert.deepStrictEqual(storage.storageType, { _tag: "Disk" })
+        const { size } = yield* storage.withFd((fd) => Effect.flatMap(Syscalls.Syscalls, (kernel) => kernel.statx(fd)))
+        assert.strictEqual(size, 8192)
+      }).pipe(Effect.scoped, on({ profile }))
+  )
 
   it.effect("reads the flag back: Storage Scale takes it at open alone", () =>
     Effect.gen(function*() {
@@ -383,7 +387,7 @@ describe("zero-fill", () => {
         const kernel = yield* Syscalls.Syscalls
         assert.strictEqual((yield* storage.withFd(kernel.statx)).size, length)
         assert.strictEqual(storage.size, size)
-      }).pipe(Effect.scoped, on({ profile: "lustre" }))
+      }).pipe(Effect.scoped, on({ profile: "ext2" }))
   )
 
   it.effect("goes on after short writes, from the last aligned byte", () =>
@@ -395,7 +399,7 @@ describe("zero-fill", () => {
       yield* DiskStorage.make({ ...zeroFill, size: 65_536 })
       const offsets = (yield* journal).flatMap(({ offset, syscall }) => syscall === "pwrite" ? [offset] : [])
       assert.deepStrictEqual(offsets, [0, 4096, 4096, 12_288])
-    }).pipe(Effect.scoped, on({ profile: "lustre" })))
+    }).pipe(Effect.scoped, on({ profile: "ext2" })))
 
   it.effect("gives up on a write that writes nothing", () =>
     Effect.gen(function*() {
@@ -450,7 +454,7 @@ describe("zero-fill", () => {
       assert.include(failure.message, "aligned to 4096 bytes")
       assert.include(failure.message, "DYN_KVBM_DISK_DISABLE_O_DIRECT=true")
       yield* nothingLeft
-    }).pipe(Effect.scoped, on({ profile: "lustre" })))
+    }).pipe(Effect.scoped, on({ profile: "ext2" })))
 
   it.effect("leaves no block of a disk that fills up half-way", () =>
     Effect.gen(function*() {

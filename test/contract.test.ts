@@ -296,6 +296,7 @@ const played: ReadonlyArray<readonly [Kind, SimulatedSyscalls.Profile]> = [
   ["ext4", "ext4"],
   ["ext2 on 4096-byte sectors", "ext2"],
   ["btrfs", "btrfs"],
+  ["btrfs with data as dup", "btrfsMirrored"],
   ["tmpfs", "tmpfs"],
   ["ramfs", "ramfs"],
   ["ext4 with data=journal", "dataJournal"]

@@ -1,13 +1,13 @@
 /** What is known of filesystems by their magic number (`uapi/linux/magic.h`; the vendors' for zfs, lustre, gpfs and bcachefs). */
 import * as AlignedBuffer from "../AlignedBuffer.js"
-import type { DirectIoState } from "../DiskStorage.js"
+import type { Allocation } from "../DiskStorage.js"
 import type { Statx } from "../Syscalls.js"
 import { STATX_ATTR_DAX } from "../Syscalls.js"
 
 export const BTRFS = 0x9123_683e
+export const OVERLAY = 0x794c_7630
 const TMPFS = 0x0102_1994
 const RAMFS = 0x8584_58f6
-export const OVERLAY = 0x794c_7630
 
 const names = new Map<number, string>([
   [0xef53, "ext2/ext3/ext4"],
@@ -69,11 +69,25 @@ const linksCountedByTheKernel = new Set<string>([
  */
 export const linksAreTrusted = (type: number): boolean => linksCountedByTheKernel.has(filesystemName(type))
 
-/** These rewrite an allocated block in place, always. btrfs does for a NOCOW file. */
+/** These rewrite an allocated block in place, unless another file shares it. */
 const rewritesInPlace = new Set<string>(["ext2/ext3/ext4", "xfs", "tmpfs"])
 
-export const overwritesMayRunOutOfSpace = (type: number, nocow: boolean): boolean =>
-  type === BTRFS ? !nocow : !rewritesInPlace.has(filesystemName(type))
+/**
+ * Of blocks that no other file shares. A NOCOW file of btrfs is rewritten in place with every profile of data. An XFS that always
+ * copies on write refuses to preallocate, and its statx asks for larger writes than reads where it copies the blocks of a file.
+ */
+export const overwritesMayRunOutOfSpace = (
+  type: number,
+  nocow: boolean,
+  method: Allocation["method"],
+  directIo: Statx["directIo"]
+): boolean => {
+  if (type === BTRFS) return !nocow
+  const name = filesystemName(type)
+  if (name === "xfs" && method === "zero-fill") return true
+  const { offsetAlignment = 0, readOffsetAlignment = offsetAlignment } = directIo ?? {}
+  return !rewritesInPlace.has(name) || readOffsetAlignment < offsetAlignment
+}
 
 /** A page satisfies every filesystem that takes the flag and does not say what it wants; btrfs wants its own block. */
 export const alignmentWithoutAnswer = (type: number, blockSize: number): number =>
@@ -84,6 +98,8 @@ export const alignmentWithoutAnswer = (type: number, blockSize: number): number 
  * filesystem has caches of its own, keeps mapped pages, or gives up on direct I/O because of them (OpenZFS does all three).
  */
 export type PageCache = "tells" | "is the storage" | "does not tell"
+
+const inMemory = new Set<string>(["tmpfs", "ramfs"])
 
 const pagesTell = new Set<string>(["ext2/ext3/ext4", "xfs", "btrfs", "f2fs", "nfs", "lustre"])
 
@@ -97,7 +113,7 @@ export const pageCacheOf = (
 ): PageCache => {
   const name = filesystemName(type)
   if ((attributes & STATX_ATTR_DAX) !== 0) return "does not tell"
-  if (name === "tmpfs" || name === "ramfs") return "is the storage"
+  if (inMemory.has(name)) return "is the storage"
   return pagesTell.has(name) || (name === "overlay" && directIo !== undefined) ? "tells" : "does not tell"
 }
 
@@ -109,22 +125,20 @@ export const copiesOnWrite = (type: number, nocow: boolean): string | undefined 
     ? "zfs copies on write"
     : undefined
 
-/** Whether I/O through a descriptor that has O_DIRECT is direct. The flag alone proves nothing: tmpfs takes it too. */
-export const directIoVerdict = (
-  type: number,
-  nocow: boolean,
-  directIo: Statx["directIo"]
-): Omit<DirectIoState, "flag"> => {
-  if (directIo !== undefined) {
-    return directIo.offsetAlignment === 0
-      ? { verdict: "buffered", reason: "statx answers that this file has no direct I/O (data journaling, for example)" }
-      : { verdict: "direct", reason: "statx answers with an alignment for direct I/O" }
-  }
-  if (type === TMPFS) return { verdict: "buffered", reason: "tmpfs takes O_DIRECT and keeps everything in memory" }
-  if (type === BTRFS) {
-    return nocow
-      ? { verdict: "direct", reason: "btrfs, NOCOW file: no data checksums" }
-      : { verdict: "buffered", reason: "btrfs buffers writes while data checksums are on (no NOCOW)" }
-  }
-  return { verdict: "unknown", reason: `statx does not say on ${filesystemName(type)}` }
-}
+/**
+ * Filesystems on which an alignment from statx means direct I/O, as test/filesystems/verdicts.test.ts shows. OpenZFS answers with one
+ * and may use its ARC; an overlay passes the answer of any filesystem on.
+ */
+const keepTheirWord = new Set<string>(["ext2/ext3/ext4", "xfs"])
+
+export const statxHolds = (type: number): boolean => keepTheirWord.has(filesystemName(type))
+
+/** The usual cause of buffered I/O on a descriptor with O_DIRECT: an explanation for people, never a reason for a verdict. */
+export const usualCause = (type: number, nocow: boolean): string | undefined =>
+  inMemory.has(filesystemName(type))
+    ? `${filesystemName(type)} keeps everything in memory`
+    : type !== BTRFS
+    ? undefined
+    : nocow
+    ? "btrfs buffers writes where data has a profile with copies or parity (dup, raid1, raid10, raid5, ...)"
+    : "btrfs buffers writes of files with data checksums (the file is not NOCOW)"

@@ -131,17 +131,21 @@ const judgeRead = (
     : { path: "unknown", evidence: "the read left no page in the page cache, which proves nothing on this filesystem" }
 }
 
-/** Reads `into` from `offset`, after what the page cache holds of it has been written back and dropped. */
+/**
+ * Reads `into` from `offset`, after what the page cache holds of it has been written back and dropped. Nothing has to be written back
+ * where `isClean`: behind a direct write.
+ */
 export const observeRead = (
   syscalls: Syscalls,
   target: Target,
   offset: number,
   into: Uint8Array,
-  range: Range = { offset, length: into.byteLength }
+  range: Range = { offset, length: into.byteLength },
+  isClean = false
 ): Effect.Effect<Observation> => {
   const dropped = Effect.ignore(
     Effect.zipRight(
-      syscalls.fdatasync(target.fd),
+      isClean ? Effect.void : syscalls.fdatasync(target.fd),
       syscalls.fadvise(target.fd, range.offset, range.length, POSIX_FADV_DONTNEED)
     )
   )

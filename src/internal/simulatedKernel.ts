@@ -39,6 +39,8 @@ interface Filesystem {
    * behind them, as far as nobody has them mapped.
    */
   readonly pageCache: "bypassed" | "used" | "used and dropped"
+  /** Whether that holds for NOCOW files, too: where btrfs keeps data with copies or parity. */
+  readonly mirrored?: boolean
   readonly fiemap: boolean
   /** Whether files have extended attributes of users. */
   readonly attributes: boolean
@@ -93,6 +95,17 @@ const filesystems: { readonly [name in Profile]: Filesystem } = {
     inodeFlags: "nocow",
     copyOnWrite: true,
     pageCache: "used and dropped",
+    maxFileBytes: Infinity
+  },
+  btrfsMirrored: {
+    ...ext4,
+    type: 0x9123_683e,
+    directIo: undefined,
+    strict: anyAlignment,
+    inodeFlags: "nocow",
+    copyOnWrite: true,
+    pageCache: "used and dropped",
+    mirrored: true,
     maxFileBytes: Infinity
   },
   tmpfs: {
@@ -416,7 +429,8 @@ export const make = (
     const nocow = (file.inodeFlags & FS_NOCOW_FL) !== 0
     const direct = (held & flags.O_DIRECT) !== 0
     const used = !direct || filesystem.pageCache === "used"
-    const dropped = filesystem.pageCache === "used and dropped" && kind === "write" && !nocow
+    const dropped = filesystem.pageCache === "used and dropped" && kind === "write" &&
+      (!nocow || filesystem.mirrored === true)
     for (const page of pagesOf(file, offset, length)) {
       if (used) file.cached.add(page)
       else if (kind === "write" && !(dropped && isMapped(file, page))) file.cached.delete(page)

@@ -1,6 +1,7 @@
 /** The temp file: created, given O_DIRECT, measured and allocated by the steps below, in this order; unlinked and closed by one release. */
 import * as Arr from "effect/Array"
 import * as Effect from "effect/Effect"
+import * as Predicate from "effect/Predicate"
 import * as AlignedBuffer from "../AlignedBuffer.js"
 import type { Alignment, Allocation, DirectIoState } from "../DiskStorage.js"
 import type {
@@ -25,6 +26,8 @@ import {
 import type { IoEngine } from "../IoEngine.js"
 import type { Statfs, Statx, SyscallError, Syscalls } from "../Syscalls.js"
 import { errnos, FALLOC_FL_WRITE_ZEROES, FS_NOCOW_FL } from "../Syscalls.js"
+import { decide } from "./directIoVerdict.js"
+import type { Evidence } from "./directIoVerdict.js"
 import * as directoryPolicy from "./directoryPolicy.js"
 import { mapOf } from "./extents.js"
 import * as fileLock from "./fileLock.js"
@@ -33,17 +36,19 @@ import {
   alignmentWithoutAnswer,
   BTRFS,
   copiesOnWrite,
-  directIoVerdict,
   filesystemName,
   locksAreTrusted,
+  OVERLAY,
   overwritesMayRunOutOfSpace,
-  pageCacheOf
+  pageCacheOf,
+  statxHolds,
+  usualCause
 } from "./filesystems.js"
-import type { PageCache } from "./filesystems.js"
 import * as keptFile from "./keptFile.js"
 import * as linkedFiles from "./linkedFiles.js"
 import { isInMemory, memoryOf, tightest } from "./memoryLimit.js"
 import { observeRead, observeWrite } from "./observe.js"
+import type { Target } from "./observe.js"
 import type { ResolvedOptions } from "./options.js"
 import { namePrefix } from "./options.js"
 import type { Patience } from "./patience.js"
@@ -372,23 +377,6 @@ const reopen = (
     return { fd }
   }))
 
-/** On btrfs copy-on-write makes preallocation worthless and I/O buffered; an empty file can be taken out of it. */
-const disableCopyOnWrite = (
-  syscalls: Syscalls,
-  file: TemporaryFile,
-  fd: number
-): Effect.Effect<boolean, CreateFailed> =>
-  syscalls.ioctlGetFlags(fd).pipe(
-    Effect.flatMap((flags) => syscalls.ioctlSetFlags(fd, flags | FS_NOCOW_FL)),
-    Effect.as(true),
-    Effect.catchIf(isFlagRefused, (cause) =>
-      Effect.logWarning("copy-on-write stays on: I/O is buffered, and overwrites may run out of space").pipe(
-        Effect.annotateLogs({ path: file.path, cause: cause.message }),
-        Effect.as(false)
-      )),
-    Effect.mapError(failedAt("inspect", file.path))
-  )
-
 /** A file that has content keeps the flag that it has. */
 const isOutOfCopyOnWrite = (
   syscalls: Syscalls,
@@ -400,6 +388,26 @@ const isOutOfCopyOnWrite = (
     Effect.catchIf(isFlagRefused, () => Effect.succeed(false)),
     Effect.mapError(failedAt("inspect", file.path))
   )
+
+/** On btrfs copy-on-write makes preallocation worthless, and checksums make I/O buffered. An empty file gets rid of both: NOCOW. */
+const disableCopyOnWrite = (
+  syscalls: Syscalls,
+  file: TemporaryFile,
+  fd: number
+): Effect.Effect<boolean, CreateFailed> => {
+  const refused = (cause: string) =>
+    Effect.logWarning("copy-on-write stays on: overwrites may run out of space").pipe(
+      Effect.annotateLogs({ path: file.path, cause }),
+      Effect.as(false)
+    )
+  return syscalls.ioctlGetFlags(fd).pipe(
+    Effect.flatMap((flags) => syscalls.ioctlSetFlags(fd, flags | FS_NOCOW_FL)),
+    Effect.mapError((cause) => isFlagRefused(cause) ? cause.message : failedAt("inspect", file.path)(cause)),
+    Effect.zipRight(isOutOfCopyOnWrite(syscalls, file, fd)),
+    Effect.flatMap((nocow) => nocow ? Effect.succeed(true) : refused("the flag NOCOW was accepted and not kept")),
+    Effect.catchIf(Predicate.isString, refused)
+  )
+}
 
 /** Sets O_DIRECT where `open` has not, and reads it back: the flag, or why it is not there. */
 const setDirect = (
@@ -503,43 +511,109 @@ const zeroInDevice = (
     return true
   })
 
+/** What tells where the bytes of a unit go, and what stood in the way of the look. */
+interface Observed extends Pick<Evidence, "write" | "read"> {
+  readonly failure: SyscallError | undefined
+}
+
 /**
- * Whether an overwrite and a read of the first `unit` bytes go past the page cache: real I/O, before anything is allocated that
- * would take long. Of a file that was taken up it is the unit of its label, which is overwritten with what is there.
+ * An overwrite and a read of the first `unit` bytes, observed in the page cache: real I/O, before anything is allocated that would take
+ * long. Of a file that was taken up it is the unit of its label, which is overwritten with what is there. `thorough`: the read is made
+ * even where the write has decided.
  */
-const prove = (
+const observeUnit = (
   syscalls: Syscalls,
-  { path }: TemporaryFile,
-  fd: number,
-  filesystem: string,
-  pageCache: PageCache,
+  { fd, pageCache }: Target,
   unit: number,
   label: number | undefined,
-  said: DirectIoState
-): Effect.Effect<DirectIoState, DirectIoUnavailable | OutOfSpace | BufferUnavailable> =>
+  thorough: boolean
+): Effect.Effect<Observed, BufferUnavailable> =>
   Effect.scoped(Effect.gen(function*() {
     const { bytes } = yield* AlignedBuffer.make(unit)
     // btrfs reads through the page cache into memory that has not been touched yet.
     bytes.fill(0)
-    const target = { fd, pageCache }
-    const unavailable = (...reasons: ReadonlyArray<string>) => new DirectIoUnavailable({ path, filesystem, reasons })
+    const unseen = (evidence: string, failure?: SyscallError): Observed => ({
+      write: { path: "unknown", evidence },
+      read: undefined,
+      failure
+    })
     const offset = label ?? 0
-    if (label === undefined) {
-      yield* Effect.mapError(syscalls.pwrite(fd, bytes, offset), (cause) =>
-        isNoRoom(cause)
-          ? new OutOfSpace({ path, method: "fallocate", needed: unit, cause })
-          : unavailable(cause.message))
-    } else {
-      const read = yield* Effect.mapError(syscalls.pread(fd, bytes, offset), (cause) => unavailable(cause.message))
-      if (read !== unit) return yield* unavailable(`${read} of ${unit} bytes could be read`)
+    const prepared = yield* Effect.either(
+      label === undefined ? syscalls.pwrite(fd, bytes, offset) : syscalls.pread(fd, bytes, offset)
+    )
+    if (prepared._tag === "Left") return unseen(prepared.left.message, prepared.left)
+    if (prepared.right !== unit) {
+      return unseen(`${prepared.right} of ${unit} bytes could be ${label === undefined ? "written" : "read"}`)
     }
+    const target = { fd, pageCache }
     const write = yield* observeWrite(syscalls, target, offset, bytes)
-    const read = yield* observeRead(syscalls, target, offset, bytes)
-    if (write.path === "direct" && read.path === "direct") {
-      return { flag: true, verdict: "direct", reason: `proven: ${write.evidence}, and ${read.evidence}` }
-    }
-    return yield* unavailable(`write: ${write.evidence}`, `read: ${read.evidence}`, said.reason)
+    const failure = write.result._tag === "Left" ? write.result.left : undefined
+    if (write.path === "buffered" && !thorough) return { write, failure }
+    const read = yield* observeRead(syscalls, target, offset, bytes, undefined, write.path === "direct")
+    return { write, read, failure }
   }))
+
+/** `/proc/filesystems` has some hundred bytes; each call gives a page of it at most. */
+const maxListReads = 8
+
+/** Whether the kernel has ZFS, which may lie below an overlay; true where its list cannot be read. */
+const kernelHasZfs = (syscalls: Syscalls): Effect.Effect<boolean> =>
+  Effect.acquireUseRelease(
+    syscalls.open("/proc/filesystems", syscalls.flags.O_CLOEXEC),
+    (fd) =>
+      Effect.gen(function*() {
+        const bytes = new Uint8Array(AlignedBuffer.pageSize)
+        let text = ""
+        for (let calls = 0; calls < maxListReads; calls++) {
+          const read = yield* syscalls.pread(fd, bytes, text.length)
+          if (read === 0) return /\tzfs$/m.test(text)
+          text += String.fromCharCode(...bytes.subarray(0, read))
+        }
+        return true
+      }),
+    (fd) => Effect.ignore(syscalls.close(fd))
+  ).pipe(Effect.orElseSucceed(() => true))
+
+/**
+ * What is known of direct I/O on the file, by evidence alone: the flag, the answer of statx where that holds, and otherwise one unit
+ * that is written and read. `proven` always takes the latter, and fails unless it shows direct I/O.
+ */
+const judge = (
+  syscalls: Syscalls,
+  { directIo }: ResolvedOptions,
+  { path }: TemporaryFile,
+  fd: number,
+  { name, nocow, type }: { readonly type: number; readonly name: string; readonly nocow: boolean },
+  statx: Statx,
+  unit: number,
+  label: number | undefined
+): Effect.Effect<DirectIoState, DirectIoUnavailable | OutOfSpace | BufferUnavailable> =>
+  Effect.gen(function*() {
+    const proving = directIo === "proven"
+    const known: Evidence = { flag: true, statx: statx.directIo, statxHolds: !proving && statxHolds(type) }
+    const answer = decide(known)
+    if (answer.verdict !== "unknown" && !proving) {
+      return { flag: true, ...answer }
+    }
+    const hidden = type === OVERLAY && statx.directIo !== undefined && (yield* kernelHasZfs(syscalls))
+    const pageCache = pageCacheOf(hidden ? 0 : type, statx)
+    const { failure, read, write } = yield* observeUnit(syscalls, { fd, pageCache }, unit, label, proving)
+    const { reason, verdict } = decide({ ...known, write, read })
+    const cause = verdict === "buffered" ? usualCause(type, nocow) : undefined
+    if (!proving) {
+      return { flag: true, verdict, reason: `observed: ${reason}${cause === undefined ? "" : `: ${cause}`}` }
+    }
+    if (verdict === "direct") return { flag: true, verdict, reason: `proven: ${reason}` }
+    if (failure !== undefined && isNoRoom(failure)) {
+      return yield* new OutOfSpace({ path, method: "fallocate", needed: unit, cause: failure })
+    }
+    const reasons = [
+      ...(write === undefined ? [] : [`write: ${write.evidence}`]),
+      ...(read === undefined ? [] : [`read: ${read.evidence}`]),
+      cause ?? answer.reason
+    ]
+    return yield* new DirectIoUnavailable({ path, filesystem: name, reasons })
+  })
 
 /** What the blocks of a file are that has been allocated before, as far as its filesystem tells. */
 const allocatedBefore = (
@@ -707,20 +781,7 @@ export const prepare = (
     yield* onMount(fd, statx)
     const answered = statx.directIo
     if (statx.source === "fstat") yield* warnOfFstat(path)
-    const said: DirectIoState = direct.flag
-      ? withSource(statx, { flag: true, ...directIoVerdict(type, nocow, answered) })
-      : {
-        flag: false,
-        verdict: "buffered",
-        reason: options.directIo === "disabled" ? "O_DIRECT was not asked for" : "O_DIRECT was refused"
-      }
     const unanswered = alignmentWithoutAnswer(type, blockSize)
-    // A refused NOCOW has been warned of.
-    if (options.directIo !== "proven" && direct.flag && type !== BTRFS && said.verdict === "buffered") {
-      yield* Effect.logWarning("O_DIRECT was accepted, and I/O is buffered all the same").pipe(
-        Effect.annotateLogs({ path, reason: said.reason })
-      )
-    }
     const offset = direct.flag ? answered?.offsetAlignment || unanswered : 1
     const alignment = { memory: direct.flag ? answered?.memoryAlignment || unanswered : 1, offset, length: offset }
 
@@ -730,9 +791,18 @@ export const prepare = (
     const labelAt = label === undefined ? undefined : length
     const fileBytes = keepAt === undefined ? length : keptFile.lengthOf(options.size, unit)
     if (label === undefined) yield* checkSpace(syscalls, file, fd, statfs, statx, fileBytes)
-    const accepted = options.directIo === "proven"
-      ? yield* prove(syscalls, file, fd, filesystem.name, pageCacheOf(type, statx), unit, labelAt, said)
-      : said
+    const accepted: DirectIoState = direct.flag
+      ? withSource(statx, yield* judge(syscalls, options, file, fd, { ...filesystem, nocow }, statx, unit, labelAt))
+      : {
+        flag: false,
+        verdict: "buffered",
+        reason: options.directIo === "disabled" ? "O_DIRECT was not asked for" : "O_DIRECT was refused"
+      }
+    if (accepted.flag && accepted.verdict === "buffered") {
+      yield* Effect.logWarning("O_DIRECT was accepted, and I/O is buffered all the same").pipe(
+        Effect.annotateLogs({ path, reason: accepted.reason })
+      )
+    }
     const useless = options.prewrite ? copiesOnWrite(type, nocow) : undefined
     if (useless !== undefined) return yield* new PrewriteRefused({ path, filesystem: filesystem.name, reason: useless })
     const place: keptFile.Place | undefined = keptPath === undefined
@@ -756,7 +826,7 @@ export const prepare = (
     const allocation = {
       method,
       written,
-      overwritesMayRunOutOfSpace: !allocated || overwritesMayRunOutOfSpace(type, nocow)
+      overwritesMayRunOutOfSpace: !allocated || overwritesMayRunOutOfSpace(type, nocow, method, answered)
     }
     // Last, so that whatever fails before leaves it as it was.
     if (place?.mark !== undefined) yield* keptFile.erase(syscalls, file, fd, place)

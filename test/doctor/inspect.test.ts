@@ -61,6 +61,7 @@ const mounts: {
   ext2: { type: "ext2", disk: true },
   lustre: { type: "lustre", disk: false, options: "rw,checksum,flock" },
   btrfs: { type: "btrfs", disk: false, options: "rw,space_cache=v2,subvolid=5,subvol=/" },
+  btrfsMirrored: { type: "btrfs", disk: false, options: "rw,space_cache=v2,subvolid=5,subvol=/" },
   tmpfs: { type: "tmpfs", disk: false, options: "rw,size=65536k" },
   ramfs: { type: "ramfs", disk: false },
   storageScale: { type: "gpfs", disk: false },
@@ -77,6 +78,9 @@ const on = (profile: Profile, tree: Tree = {}, more: Omit<Machine, "profile" | "
       ...fixtures.machine,
       ...fixtures.mountinfo({ type, device: disk ? "8:1" : "0:40", ...(options === undefined ? {} : { options }) }),
       ...(profile === "btrfs" ? { ...disks.btrfs("uuid", fixtures.sda1), ...fixtures.btrfsData("single") } : {}),
+      ...(profile === "btrfsMirrored"
+        ? { ...disks.btrfs("uuid", fixtures.sda1), ...fixtures.btrfsData("dup") }
+        : {}),
       ...tree
     }
   }
@@ -141,6 +145,15 @@ describe("a whole report", () => {
       devices: device,
       rows: { checksums: "yes", "copy-on-write": "yes", "page-cache": "yes", preallocated: "yes", parity: "no" }
     },
+    btrfsMirrored: {
+      io: "buffered",
+      flags: { release: "6.18.0", setFlag: "kept", openFlag: "kept", inodeFlags: [] },
+      paths: { ...everyWrite("buffered"), read: "direct", shared: "not tried" },
+      nocow: { ...everyWrite("buffered"), read: "direct", shared: "not tried" },
+      alignment: { read: multiples(1, 1), write: null, statx: null },
+      devices: device,
+      rows: { checksums: "yes", "copy-on-write": "yes", "page-cache": "yes", preallocated: "yes", parity: "no" }
+    },
     tmpfs: {
       io: "buffered",
       flags: { release: "6.18.0", setFlag: "kept", openFlag: "kept", inodeFlags: [] },
@@ -175,7 +188,18 @@ describe("a whole report", () => {
     }
   }
 
-  for (const profile of ["ext4", "ext2", "lustre", "btrfs", "tmpfs", "ramfs", "storageScale", "dataJournal"] as const) {
+  const profiles = [
+    "ext4",
+    "ext2",
+    "lustre",
+    "btrfs",
+    "btrfsMirrored",
+    "tmpfs",
+    "ramfs",
+    "storageScale",
+    "dataJournal"
+  ] as const
+  for (const profile of profiles) {
     it.effect(profile, () =>
       Effect.gen(function*() {
         const expected = cases[profile]

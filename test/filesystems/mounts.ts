@@ -47,6 +47,23 @@ interface Loop {
   readonly on?: Loop | Zram | Memory
 }
 
+/** A filesystem over several loop devices, each over a sparse image of `mebibytes`: `mkfs DEVICES` makes it. */
+interface Several {
+  readonly how: "several"
+  readonly type: string
+  readonly mkfs: ReadonlyArray<string>
+  readonly devices: number
+  readonly mebibytes: number
+  readonly options?: string
+}
+
+/** A program that serves `source`, a directory on the disk of the machine, through FUSE. */
+interface Fuse {
+  readonly how: "fuse"
+  readonly type: "fuse"
+  readonly serve: ReadonlyArray<string>
+}
+
 /** A filesystem on a compressed RAM disk that takes `limitMebibytes` of what is written to it. */
 interface Zram {
   readonly how: "zram"
@@ -66,10 +83,10 @@ interface Memory {
 interface Overlay {
   readonly how: "overlay"
   readonly type: "overlay"
-  readonly on: Loop
+  readonly on: Loop | Memory
 }
 
-type Recipe = Loop | Zram | Memory | Overlay
+type Recipe = Loop | Several | Zram | Memory | Overlay | Fuse
 
 const extOptions = ["-q", "-F", "-b", "4096", "-m", "0"]
 const mkfsExt4 = ["mkfs.ext4", ...extOptions]
@@ -87,6 +104,15 @@ const zram: Zram = { how: "zram", type: "ext4", mkfs: mkfsExt4, mebibytes: 256 }
 const directExt4: Loop = { ...ext4, losetup: direct }
 /** For the root directory and what is made in it; chattr needs a right for this that root may lack. */
 const attributeJ = "debugfs -w -R 'set_inode_field <2> flags 0x84000'"
+
+/** Data kept as the profile says, on as few devices as that takes. */
+const btrfsData = (profile: string, devices: number, ...more: ReadonlyArray<string>): Several => ({
+  how: "several",
+  type: "btrfs",
+  mkfs: [...btrfs.mkfs, "-d", profile, ...more],
+  devices,
+  mebibytes: devices === 1 ? 512 : 320
+})
 
 export const kinds = {
   "ext4": ext4,
@@ -127,6 +153,18 @@ export const kinds = {
   "btrfs with compression": { ...btrfs, options: "compress=zstd", losetup: direct },
   "btrfs without checksums": { ...btrfs, options: "nodatasum", losetup: direct },
   "btrfs without copy-on-write": { ...btrfs, options: "nodatacow", losetup: direct },
+  "btrfs with compression by force": { ...btrfs, options: "compress-force=zstd", losetup: direct },
+  "btrfs with data as single": btrfsData("single", 1),
+  "btrfs with data as dup": btrfsData("dup", 1),
+  "btrfs with data as raid0": btrfsData("raid0", 2),
+  "btrfs with data as raid1": btrfsData("raid1", 2),
+  "btrfs with data as raid1c3": btrfsData("raid1c3", 3, "-m", "raid1"),
+  "btrfs with data as raid1c4": btrfsData("raid1c4", 4, "-m", "raid1"),
+  "btrfs with data as raid10": btrfsData("raid10", 4, "-m", "raid1"),
+  "btrfs with data as raid5": btrfsData("raid5", 3, "-m", "raid1"),
+  "btrfs with data as raid6": btrfsData("raid6", 4, "-m", "raid1"),
+  "btrfs with data and metadata mixed": btrfsData("single", 1, "-m", "single", "--mixed"),
+  "btrfs with data and metadata mixed, as dup": btrfsData("dup", 1, "-m", "dup", "--mixed"),
   "squashfs": {
     how: "loop",
     type: "squashfs",
@@ -136,6 +174,10 @@ export const kinds = {
     losetup: direct
   },
   "overlay on a direct loop": { how: "overlay", type: "overlay", on: directExt4 },
+  "overlay on xfs": { how: "overlay", type: "overlay", on: { ...xfs, losetup: direct } },
+  "overlay on btrfs": { how: "overlay", type: "overlay", on: { ...btrfs, losetup: direct } },
+  "overlay on tmpfs": { how: "overlay", type: "overlay", on: { how: "memory", type: "tmpfs", options: "size=64m" } },
+  "bindfs": { how: "fuse", type: "fuse", serve: ["bindfs"] },
   "overlay on data=journal": { how: "overlay", type: "overlay", on: { ...journal, losetup: direct } },
   "ext4 on a loop on a loop": { ...directExt4, mebibytes: 128, on: directExt4 },
   "ext4 on a loop on zram": { ...directExt4, mebibytes: 128, on: zram },
@@ -171,6 +213,7 @@ const script = `
 trap "" INT TERM HUP
 trap 'rmdir "$DIRECTORY"' EXIT
 device=
+code=
 case $HOW in
   loop)
     $MKFS /proc/self/fd/3 $MKFS_OPTIONS >&2 || exit
@@ -183,6 +226,29 @@ case $HOW in
     # Without a mount this frees the device, with one the end of the mount does.
     losetup --detach "$device"
     exec 3>&-
+    ;;
+  several)
+    devices=
+    first=
+    for image in 3 4 5 6; do
+      [ "$image" -lt $((3 + DEVICES)) ] || break
+      one=$(losetup --find --show --direct-io=on "/proc/self/fd/$image") || code=1
+      first=\${first:-$one}
+      devices="$devices $one"
+    done
+    device=$first
+    if [ -z "$code" ]; then
+      $MKFS $devices >&2 && mount -t "$TYPE" -o "$OPTIONS" "$device" "$DIRECTORY"
+      code=$?
+    fi
+    for one in $devices; do losetup --detach "$one"; done
+    exec 3>&- 4>&- 5>&- 6>&-
+    ;;
+  fuse)
+    source=$(mktemp -d /var/tmp/effect-disk-storage-source-XXXXXX) || exit
+    trap 'rmdir "$DIRECTORY"; rm -rf "$source"' EXIT
+    $SERVE "$source" "$DIRECTORY" >&2
+    code=$?
     ;;
   zram)
     number=$(cat /sys/class/zram-control/hot_add) || exit
@@ -226,12 +292,12 @@ interface Holder {
 const hold = (
   kind: string,
   variables: Record<string, string>,
-  image: number | undefined
+  images: ReadonlyArray<number>
 ): Effect.Effect<Holder, MountFailed> =>
   Effect.async<Holder, MountFailed>((resume) => {
     const child = spawn("sh", ["-c", script], {
       detached: true,
-      stdio: ["pipe", "pipe", "pipe", ...(image === undefined ? [] : [image])],
+      stdio: ["pipe", "pipe", "pipe", ...images],
       env: { ...environment, LOSETUP: "", MKFS_OPTIONS: "", OPTIONS: "", TUNE: "", ...variables }
     })
     let said = ""
@@ -298,15 +364,17 @@ const makeImage = (kind: string, mebibytes: number, name?: string) =>
 const mount = (
   kind: string,
   variables: Record<string, string>,
-  image?: number
+  ...images: ReadonlyArray<number>
 ): Effect.Effect<Mount, MountFailed, Scope.Scope> =>
   Effect.acquireRelease(
     Effect.suspend(() => {
       const directory = mkdtempSync(join(tmpdir(), "effect-disk-storage-mount-"))
-      return Effect.map(hold(kind, { ...variables, DIRECTORY: directory }, image), (holder) => ({ holder, directory }))
+      return Effect.map(hold(kind, { ...variables, DIRECTORY: directory }, images), (holder) => ({ holder, directory }))
     }),
     ({ holder }) => Effect.orDie(holder.end)
-  ).pipe(Effect.map(({ directory, holder }) => ({ directory, device: holder.device, image, upper: undefined })))
+  ).pipe(
+    Effect.map(({ directory, holder }) => ({ directory, device: holder.device, image: images[0], upper: undefined }))
+  )
 
 const mountRecipe = (kind: string, recipe: Recipe): Effect.Effect<Mount, MountFailed, Scope.Scope> =>
   Effect.gen(function*() {
@@ -327,6 +395,14 @@ const mountRecipe = (kind: string, recipe: Recipe): Effect.Effect<Mount, MountFa
         }
         return yield* mount(kind, variables, image)
       }
+      case "several": {
+        const { devices, mebibytes, mkfs, options = "defaults" } = recipe
+        const images = yield* Effect.replicateEffect(makeImage(kind, mebibytes), devices)
+        const variables = { HOW: how, TYPE: type, MKFS: mkfs.join(" "), OPTIONS: options, DEVICES: String(devices) }
+        return yield* mount(kind, variables, ...images)
+      }
+      case "fuse":
+        return yield* mount(kind, { HOW: how, TYPE: type, SERVE: recipe.serve.join(" ") })
       case "zram": {
         const { mebibytes, mkfs } = recipe
         return yield* mount(kind, { HOW: how, TYPE: type, MKFS: mkfs.join(" "), BYTES: String(mebibytes * mebibyte) })
@@ -396,6 +472,11 @@ const whyNotRecipe = (recipe: Recipe): string | undefined => {
   if (recipe.how === "overlay") return whyNotRecipe(recipe.on)
   if (recipe.how === "memory") return undefined
   const tune = recipe.how === "loop" ? recipe.tune : undefined
+  if (recipe.how === "fuse") {
+    const missing = recipe.serve.slice(0, 1).find((tool) => !hasTool(tool))
+    if (missing !== undefined) return `no ${missing}`
+    return succeeds(() => closeSync(openSync("/dev/fuse", "r+"))) ? undefined : "no /dev/fuse"
+  }
   const tools = ["losetup", ...recipe.mkfs.slice(0, 1), ...(tune?.split(" ").slice(0, 1) ?? [])]
   const missing = tools.find((tool) => !hasTool(tool))
   if (missing !== undefined) return `no ${missing}`
@@ -403,6 +484,7 @@ const whyNotRecipe = (recipe: Recipe): string | undefined => {
     return succeeds(() => accessSync("/sys/class/zram-control/hot_add", constants.R_OK)) ? undefined : "no zram"
   }
   if (!succeeds(() => closeSync(openSync("/dev/loop-control", "r+")))) return "no /dev/loop-control"
+  if (recipe.how === "several") return tooFull(recipe.devices * recipe.mebibytes)
   if (recipe.on !== undefined) return whyNotRecipe(recipe.on)
   return tooFull(recipe.mebibytes)
 }

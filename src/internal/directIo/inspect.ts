@@ -17,7 +17,8 @@ import { DirectoryUnusable } from "../../DiskStorageError.js"
 import type { BufferUnavailable } from "../../DiskStorageError.js"
 import type { IoEngine } from "../../IoEngine.js"
 import { Syscalls } from "../../Syscalls.js"
-import { filesystemName } from "../filesystems.js"
+import { decide as decideVerdict } from "../directIoVerdict.js"
+import { filesystemName, statxHolds, usualCause } from "../filesystems.js"
 import { stackOf, unpacked } from "./blockDevices.js"
 import { decide } from "./conditions.js"
 import { readCuFileConfiguration } from "./cuFileConfiguration.js"
@@ -179,6 +180,7 @@ const symptoms = new Set([
 const judgeIo = (
   findings: Findings,
   filesystem: Filesystem,
+  pagesType: number,
   conditions: ReadonlyArray<Condition>
 ): { readonly verdict: IoVerdict; readonly reasons: ReadonlyArray<string> } => {
   const { failure, openFlag, pool, probes, setFlag, statx } = findings
@@ -214,18 +216,22 @@ const judgeIo = (
   }
   const whose = kind === "nocow" ? " of a NOCOW file, as DiskStorage makes them" : ""
   const seen = [`overwrite${whose}: ${written.evidence}`, `read${whose}: ${read.evidence}`]
-  const arc = conditions.find(({ id }) => id === "zfs-arc")
-  if (
-    written.path === "buffered" || read.path === "buffered" || statx?.offsetAlignment === 0 || arc?.applies === "yes"
-  ) {
-    const memory = ["tmpfs", "ramfs"].includes(filesystem.type) ? `${filesystem.type} keeps everything in memory` : said
-    return { verdict: "buffered", reasons: [...seen, ...(causes.length > 0 ? because : [memory])] }
+  const arc = conditions.find(({ id }) => id === "zfs-arc")?.applies
+  const { verdict } = decideVerdict({
+    flag: true,
+    statx,
+    statxHolds: statxHolds(pagesType),
+    write: written,
+    read,
+    ownCache: arc === "yes" ? "used" : arc === "no" && pool !== undefined ? "bypassed" : undefined
+  })
+  if (verdict === "buffered") {
+    const cause = usualCause(pagesType, kind === "nocow")
+    const known = cause === undefined ? [] : [cause]
+    return { verdict, reasons: [...seen, ...known, ...(causes.length > 0 ? because : known.length > 0 ? [] : [said])] }
   }
   if (written.path === "refused" || read.path === "refused") return { verdict: "unsupported", reasons: seen }
-  const pastArc = pool !== undefined && arc?.applies === "no"
-  if (!pastArc && (written.path !== "direct" || read.path !== "direct")) {
-    return { verdict: "unknown", reasons: [...seen, said] }
-  }
+  if (verdict === "unknown") return { verdict, reasons: [...seen, said] }
   // Overwrites and reads are direct; what is not known of other writes is not known to be.
   const open = own.filter(({ id, path }) => id !== "shared" && path === "unknown")
   const reasons = [
@@ -295,7 +301,8 @@ export const inspect = (
       : [upper.mount.type, upper.mount.source]
     // Below an overlay ZFS may hide, which has a cache of its own, where the kernel has it.
     const maybeZfs = filesystem.type === "overlay" && /\tzfs$/m.test((yield* textOf("/proc/filesystems")) ?? "\tzfs")
-    const findings = yield* probe({ directory, type, pagesType: upper?.type ?? (maybeZfs ? 0 : type) }, {
+    const pagesType = upper?.type ?? (maybeZfs ? 0 : type)
+    const findings = yield* probe({ directory, type, pagesType }, {
       // Where no device is seen there may be a loop device.
       dirtiesBelow: devices.length === 0
         ? stack.unseen.length > 0
@@ -317,7 +324,7 @@ export const inspect = (
       lustreChecksums: below === "lustre" ? yield* lustreChecksums : undefined
     }
     const conditions = decide(facts)
-    const io = judgeIo(findings, filesystem, conditions)
+    const io = judgeIo(findings, filesystem, pagesType, conditions)
 
     const kernelRelease = yield* textOf("/proc/sys/kernel/osrelease")
     const configuration = yield* readCuFileConfiguration
