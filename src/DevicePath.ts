@@ -14,6 +14,7 @@ import type * as Scope from "effect/Scope"
 import type { BlockStore, Offloaded, SequenceHash } from "./BlockStore.js"
 import type { CuFile, CuFileOptions } from "./CuFile.js"
 import type { DeviceMemory, DeviceMemoryOptions, DeviceRegion } from "./DeviceMemory.js"
+import type { DriverAnswer } from "./DirectIo.js"
 import type { DiskStorage } from "./DiskStorage.js"
 import type {
   BufferUnavailable,
@@ -124,6 +125,8 @@ export interface DevicePath {
   readonly memory: Option.Option<DeviceMemory>
   /** Absent where it is not to be had, or was not wanted; it may be there on a path that does not use it. */
   readonly cuFile: Option.Option<CuFile>
+  /** What `cuFileDriverOpen` answered; absent where it was not called. */
+  readonly driverAnswer: Option.Option<DriverAnswer>
   /**
    * Writes a region at `offset` of a storage; offset and length are multiples of `storage.alignment.offset`. Fails with the first piece that
    * failed; the range holds anything then. On the paths of cuFile the storage is registered with the first transfer, unless it is: it must

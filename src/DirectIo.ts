@@ -364,6 +364,14 @@ export const DirectIoReport = Schema.Struct({
 export type DirectIoReport = typeof DirectIoReport.Type
 
 /**
+ * The answer of `cuFileDriverOpen` in this process; `reason` names the error. `DevicePath` has it as `driverAnswer`.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type DriverAnswer = { readonly opened: true } | { readonly opened: false; readonly reason: string }
+
+/**
  * @since 0.1.0
  * @category models
  */
@@ -373,6 +381,8 @@ export interface InspectOptions {
    * done, and said in `unseen`, where that room is missing or I/O is buffered or unsupported. Default false.
    */
   readonly measure?: boolean | undefined
+  /** Outranks what the configuration of cuFile and the files of the NVIDIA driver show. Default: the driver was not opened. */
+  readonly driverAnswer?: DriverAnswer | undefined
 }
 
 /**

@@ -869,7 +869,8 @@ export class CuFileUnavailable extends Schema.TaggedError<CuFileUnavailable>(id(
   { library: Schema.String, reason: Schema.String, code: Schema.optional(Schema.Number) }
 ) {
   override get message(): string {
-    const remedy = this.code === undefined || this.code <= 5000 ? undefined : cuFileErrorOf(this.code).remedy
+    const known = this.code !== undefined && (this.code > 5000 || this.code < 0)
+    const remedy = known ? cuFileErrorOf(this.code ?? 0).remedy : undefined
     return `cuFile (${this.library}) cannot be used: ${this.reason}. ${
       remedy ??
         "Install libcufile and the NVIDIA driver, or name the libraries (DISK_STORAGE_CUFILE_LIBRARY, DISK_STORAGE_CUDA_LIBRARY)"

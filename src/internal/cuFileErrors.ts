@@ -14,6 +14,17 @@ const doctor = "`effect-disk-storage doctor DIRECTORY` tells which condition is 
 const again = "Try it again; cufile.log tells more"
 
 export const cuFileErrors: { readonly [code: number]: CuFileErrorWords } = {
+  // libcufile answers with -errno where it refuses its configuration.
+  [-22]: {
+    name: "EINVAL",
+    what: "cuFile refuses its configuration",
+    remedy: `Correct it: \`effect-disk-storage doctor DIRECTORY\` shows the place. ${look}`
+  },
+  [-13]: {
+    name: "EACCES",
+    what: "cuFile may not read its configuration",
+    remedy: "Make /etc/cufile.json, and the file that CUFILE_ENV_PATH_JSON names, readable"
+  },
   5001: {
     name: "CU_FILE_DRIVER_NOT_INITIALIZED",
     what: "the driver is not open, or nvidia-fs is not loaded",
@@ -154,8 +165,9 @@ export const cuFileErrors: { readonly [code: number]: CuFileErrorWords } = {
   },
   5033: {
     name: "CU_FILE_NVFS_SETUP_ERROR",
-    what: "nvidia-fs could not be set up",
-    remedy: "Look at the kernel's log, and load nvidia-fs again"
+    what: "cuFile could not be set up",
+    remedy:
+      `cuFile could not load the CUDA driver library (libcuda.so.1) or one of its symbols, or nvidia-fs could not be set up. ${look}`
   },
   5034: {
     name: "CU_FILE_IO_DISABLED",

@@ -44,6 +44,7 @@ import { BlockResults } from "./blockResults.js"
 import type { Foreign, WithForeign } from "./blockStore.js"
 import { withForeign } from "./blockStore.js"
 import { isReleased, make as makeCuFile } from "./cuFile.js"
+import { readCuFileConfiguration } from "./directIo/cuFileConfiguration.js"
 import { absolute } from "./directoryPolicy.js"
 import { makeDoorOf } from "./door.js"
 import { wholeNumber } from "./engineOptions.js"
@@ -318,7 +319,11 @@ const probe = (
     if (wrong >= 0) return yield* Effect.fail<Refusal>({ message: `byte ${wrong} came back wrong` })
   }))
 
-const unavailable = (reasons: ReadonlyArray<string>, improvements: ReadonlyArray<string>): DevicePath => {
+const unavailable = (
+  reasons: ReadonlyArray<string>,
+  improvements: ReadonlyArray<string>,
+  driverAnswer: Option.Option<DirectIo.DriverAnswer>
+): DevicePath => {
   const refused = new DevicePathUnavailable({ reasons })
   return {
     [TypeId]: TypeId,
@@ -327,6 +332,7 @@ const unavailable = (reasons: ReadonlyArray<string>, improvements: ReadonlyArray
     improvements,
     memory: Option.none(),
     cuFile: Option.none(),
+    driverAnswer,
     write: () => refused,
     read: () => refused,
     blocks: () => refused
@@ -420,6 +426,37 @@ const told = (path: DevicePath): Effect.Effect<DevicePath> => {
   )
 }
 
+interface OpenedCuFile {
+  readonly cuFile: Either.Either<CuFile, string>
+  readonly answer: Option.Option<DirectIo.DriverAnswer>
+}
+
+const notOpened = (reason: string): OpenedCuFile => ({ cuFile: Either.left(reason), answer: Option.none() })
+
+const openCuFile = (
+  options: DevicePathOptions["cuFile"],
+  memory: DeviceMemory.DeviceMemory
+): Effect.Effect<
+  OpenedCuFile,
+  InvalidOption | ConfigError.ConfigError,
+  FileSystem.FileSystem | Scope.Scope
+> =>
+  Effect.gen(function*() {
+    if (options === false) return notOpened("it is not wanted")
+    const { doubt, endsProcess, problem } = yield* readCuFileConfiguration
+    if (endsProcess) return notOpened(`libcufile would end this process: ${problem ?? doubt ?? ""}`)
+    return yield* makeCuFile(options ?? {}).pipe(
+      Effect.provideService(DeviceMemory.DeviceMemory, memory),
+      Effect.map((cuFile): OpenedCuFile => ({ cuFile: Either.right(cuFile), answer: Option.some({ opened: true }) })),
+      Effect.catchTag("CuFileUnavailable", ({ code, message, reason }) =>
+        Effect.succeed<OpenedCuFile>({
+          cuFile: Either.left(message),
+          // Without a code the library was not there to answer.
+          answer: code === undefined ? Option.none() : Option.some({ opened: false, reason })
+        }))
+    )
+  })
+
 export const make = (
   options: DevicePathOptions
 ): Effect.Effect<
@@ -442,23 +479,19 @@ export const make = (
     if (Option.isSome(required)) yield* Effect.scoped(requiredMount.find(syscalls, required.value, directory))
     // As a storage does: what is missing of it is made.
     yield* checkDirectory(syscalls, directory)
-    const { conditions, verdict } = yield* DirectIo.inspect(directory)
-    const improvements = conditions.flatMap(({ applies, bearsOn, remedy }) =>
-      applies === "yes" && bearsOn.includes("gpu") && remedy !== null ? [remedy] : []
-    )
-    const seen = `GPUDirect Storage here: ${[verdict.gpu, ...verdict.reasons.gpu].join("; ")}`
     const memory = yield* DeviceMemory.make(options.memory).pipe(
       Effect.map(Either.right),
       Effect.catchTag("CudaUnavailable", (error) => Effect.succeed(Either.left(error)))
     )
-    if (Either.isLeft(memory)) return yield* told(unavailable([memory.left.message, seen], improvements))
-    const cuFile = options.cuFile === false
-      ? Either.left("it is not wanted")
-      : yield* makeCuFile(options.cuFile ?? {}).pipe(
-        Effect.provideService(DeviceMemory.DeviceMemory, memory.right),
-        Effect.map(Either.right),
-        Effect.catchTag("CuFileUnavailable", ({ message }) => Effect.succeed(Either.left(message)))
-      )
+    const { answer, cuFile } = Either.isLeft(memory)
+      ? notOpened("there is no memory of a device")
+      : yield* openCuFile(options.cuFile, memory.right)
+    const { conditions, verdict } = yield* DirectIo.inspect(directory, { driverAnswer: Option.getOrUndefined(answer) })
+    const improvements = conditions.flatMap(({ applies, bearsOn, remedy }) =>
+      applies === "yes" && bearsOn.includes("gpu") && remedy !== null ? [remedy] : []
+    )
+    const seen = `GPUDirect Storage here: ${[verdict.gpu, ...verdict.reasons.gpu].join("; ")}`
+    if (Either.isLeft(memory)) return yield* told(unavailable([memory.left.message, seen], improvements, answer))
     const means: Means = { memory: memory.right, cuFile: Either.getRight(cuFile) }
     const against: Array<string> = [seen, ...Either.isLeft(cuFile) ? [`no cuFile: ${cuFile.left}`] : []]
     for (const kind of options.order ?? defaultOrder) {
@@ -481,8 +514,9 @@ export const make = (
         improvements: kind === "gds" ? [] : improvements,
         memory: Option.some(memory.right),
         cuFile: means.cuFile,
+        driverAnswer: answer,
         blocks: (store, options = {}) => blocksOf(kind, means, store, options.depth)
       })
     }
-    return yield* told(unavailable(against, improvements))
+    return yield* told(unavailable(against, improvements, answer))
   }).pipe(Effect.withSpan("DevicePath.make"))

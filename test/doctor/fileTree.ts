@@ -6,12 +6,13 @@ import type * as Layer from "effect/Layer"
 import * as Option from "effect/Option"
 
 /**
- * The content of a file; where a link points to, absolute or from its directory; a file or directory that may not be read; or what is
+ * The content of a file, text or bytes; where a link points to, absolute or from its directory; a file or directory that may not be read; or what is
  * only looked at with `stat`: a file on the device with the number `dev`, or the node of the block device `rdev` (both as `stat(2)` packs
  * them).
  */
 export type Entry =
   | string
+  | Uint8Array
   | { readonly link: string }
   | { readonly refused: "PermissionDenied" }
   | { readonly dev: number }
@@ -75,6 +76,15 @@ export const layer = (tree: Tree): Layer.Layer<FileSystem.FileSystem> => {
       const real = resolve(tree, path)
       return real in tree || isDirectory(tree, real) ? use(real) : fail(method, "NotFound")(path)
     })
+  const read = (method: string, path: string) =>
+    existing(method, path, (real) => {
+      const entry = tree[real]
+      return typeof entry === "string"
+        ? Effect.succeed(new TextEncoder().encode(entry))
+        : entry instanceof Uint8Array
+        ? Effect.succeed(entry)
+        : fail(method, refused(tree, real) ? "PermissionDenied" : "BadResource")(path)
+    })
   return FileSystem.layerNoop({
     exists: (path) =>
       Effect.sync(() => {
@@ -103,13 +113,10 @@ export const layer = (tree: Tree): Layer.Layer<FileSystem.FileSystem> => {
             )
           ])
           : fail("readDirectory", "Unknown")(path)),
-    readFileString: (path) =>
-      existing("readFileString", path, (real) => {
-        const entry = tree[real]
-        return typeof entry === "string"
-          ? Effect.succeed(entry)
-          : fail("readFileString", refused(tree, real) ? "PermissionDenied" : "BadResource")(path)
-      }),
+    readFileString: (path) => Effect.map(read("readFileString", path), (bytes) => new TextDecoder().decode(bytes)),
+    readFile: (path) => read("readFile", path),
+    access: (path) =>
+      existing("access", path, (real) => refused(tree, real) ? fail("access", "PermissionDenied")(path) : Effect.void),
     stat: (path) =>
       existing("stat", path, (real) => {
         const entry = tree[real]
@@ -126,7 +133,9 @@ export const layer = (tree: Tree): Layer.Layer<FileSystem.FileSystem> => {
           nlink: Option.none(),
           uid: Option.none(),
           gid: Option.none(),
-          size: FileSystem.Size(typeof entry === "string" ? Buffer.byteLength(entry) : 0),
+          size: FileSystem.Size(
+            typeof entry === "string" ? Buffer.byteLength(entry) : entry instanceof Uint8Array ? entry.byteLength : 0
+          ),
           blksize: Option.none(),
           blocks: Option.none()
         })

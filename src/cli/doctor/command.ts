@@ -61,16 +61,19 @@ const ReportJson = Schema.parseJson(
 /** What was tried of GPUs, beside what can be seen; it is logged, too, which is not needed here. */
 const tryPath = (directory: string) =>
   DevicePath.make({ directory }).pipe(
-    Effect.map(({ cuFile, improvements, kind, memory, reasons }): PathReport => ({
-      kind,
-      reasons,
-      improvements,
-      device: Option.match(memory, { onNone: () => null, onSome: ({ device }) => device.name }),
-      cuFile: Option.match(cuFile, {
-        onNone: () => null,
-        onSome: ({ mode, modeReason, version }) => ({ version: version ?? null, mode, modeReason })
-      })
-    })),
+    Effect.map(({ cuFile, driverAnswer, improvements, kind, memory, reasons }) => {
+      const report: PathReport = {
+        kind,
+        reasons,
+        improvements,
+        device: Option.match(memory, { onNone: () => null, onSome: ({ device }) => device.name }),
+        cuFile: Option.match(cuFile, {
+          onNone: () => null,
+          onSome: ({ mode, modeReason, version }) => ({ version: version ?? null, mode, modeReason })
+        })
+      }
+      return { report, driverAnswer: Option.getOrUndefined(driverAnswer) }
+    }),
     Effect.scoped,
     Effect.provide(Logger.remove(Logger.defaultLogger))
   )
@@ -80,8 +83,10 @@ const inspect = (asked: Asked) =>
     const progress = yield* Progress.Progress
     const path = yield* directory.given(asked.argument)
     yield* progress.status(`${asked.measure ? "measuring in" : "looking at"} ${printable(path)} …`)
-    const report = yield* DirectIo.inspect(path, { measure: asked.measure })
-    return { report, devicePath: asked.gpu ? yield* tryPath(path) : undefined }
+    // First, since the driver's answer outranks what can be read.
+    const tried = asked.gpu ? yield* tryPath(path) : undefined
+    const report = yield* DirectIo.inspect(path, { measure: asked.measure, driverAnswer: tried?.driverAnswer })
+    return { report, devicePath: tried?.report }
   }).pipe(
     Effect.provide([Linux.layer, Progress.layer]),
     Effect.mapError((cause) => new NoReport({ cause }))

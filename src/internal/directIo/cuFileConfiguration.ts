@@ -1,27 +1,36 @@
 /**
- * What cuFile is configured to do. The file and its keys are those of NVIDIA's GPUDirect Storage configuration guide ("GPUDirect
- * Storage Parameters"). What is taken and what is refused was tried out with libcufile 1.15.1: comments of both kinds are taken, a
- * comma too many, a value of a wrong type and an unreadable file make `cuFileDriverOpen` fail, a missing file means the defaults.
+ * The configuration of cuFile, as libcufile reads it. `cuFileJson` reads a file, `cuFileKeys` lists its keys; both give their sources. Measured
+ * with `cuFileDriverOpen` of libcufile 1.4.0, 1.9.1, 1.10.0 and 1.15.1, without a GPU (5033 where the configuration is accepted):
+ *
+ * - /etc/cufile.json is read always, and then the file that CUFILE_ENV_PATH_JSON names, key by key above it. Each must be valid.
+ * - A file that is missing is no error, one that may not be read is (−13), as everything else that is refused (−22).
+ * - A flag in the environment counts where it is `true` or `false`, in any case; other values leave the file's (1.15.1).
  */
 import type * as PlatformError from "@effect/platform/Error"
 import * as FileSystem from "@effect/platform/FileSystem"
-import { evaluate, parse } from "@humanwhocodes/momoa"
-import type { DocumentNode, ValueNode } from "@humanwhocodes/momoa"
 import * as Config from "effect/Config"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
 import * as Option from "effect/Option"
-import * as ParseResult from "effect/ParseResult"
-import * as Schema from "effect/Schema"
+import type { Json } from "./cuFileJson.js"
+import { place, readJson, textOf } from "./cuFileJson.js"
+import type { Key, Violation } from "./cuFileKeys.js"
+import { checkValue, keys, pathsOf } from "./cuFileKeys.js"
 
 export interface CuFileConfiguration {
+  /** The file to correct: the one with the problem, else the one that the environment names, else the default one. */
   readonly path: string
-  /** Why cuFile cannot use the file, with file, line and column where there is one; cuFile does not start then. */
+  /** Why cuFile does not start, with file, line and column where there is one. */
   readonly problem: string | null
+  /** Why it is not known whether cuFile starts; beside a problem it does not matter. */
+  readonly doubt: string | null
+  /** Whether a release of libcufile ends the process that opens its driver with this configuration. */
+  readonly endsProcess: boolean
+  /** Of the flags: `null` where the value cannot be read. */
   readonly allowCompatMode: boolean | null
   readonly forceCompatMode: boolean | null
   readonly usePciP2pDma: boolean | null
-  /** `block.….use_pci_p2pdma` of newer releases, which is wanted in addition; `null` where the file does not say. */
+  /** `block.….use_pci_p2pdma` of newer releases, which is wanted in addition; `null` where no file has the key. */
   readonly blockP2pDma: {
     readonly nvme: boolean | null
     readonly nvmeof: boolean | null
@@ -42,191 +51,324 @@ export interface CuFileConfiguration {
   readonly rdmaWrites: { readonly all: boolean | null; readonly weka: boolean | null }
 }
 
-const Flag = Schema.optional(Schema.NullOr(Schema.Boolean))
-const Texts = Schema.optional(Schema.NullOr(Schema.Array(Schema.String)))
-const P2pDma = Schema.optional(Schema.NullOr(Schema.Struct({ use_pci_p2pdma: Flag })))
+const DEFAULT_PATH = "/etc/cufile.json"
 
-const FilesystemSection = Schema.Struct({
-  rdma_dev_addr_list: Texts,
-  rdma_write_support: Flag,
-  mount_table: Schema.optional(
-    Schema.NullOr(Schema.Record({ key: Schema.String, value: Schema.Struct({ rdma_dev_addr_list: Texts }) }))
-  )
+/** The values of all files so far, by key; none of them `null`. */
+type Values = ReadonlyMap<string, Json>
+
+interface Finding {
+  readonly file: string
+  readonly message: string
+  /** `doubtful`: releases differ, or it is not known. */
+  readonly severity: "refused" | "doubtful"
+  readonly endsProcess: boolean
+}
+
+const refused = (file: string, message: string): Finding => ({
+  file,
+  message,
+  severity: "refused",
+  endsProcess: false
 })
 
-/** The keys that bear on where cuFile's I/O goes; others are left alone, as there are more in every release. */
-const Content = Schema.Struct({
-  properties: Schema.optional(Schema.Struct({
-    allow_compat_mode: Flag,
-    force_compat_mode: Flag,
-    use_pci_p2pdma: Flag,
-    gds_rdma_write_support: Flag,
-    rdma_dev_addr_list: Texts
-  })),
-  fs: Schema.optional(Schema.Record({ key: Schema.String, value: FilesystemSection })),
-  block: Schema.optional(Schema.Struct({ nvme: P2pDma, nvmeof: P2pDma, raid: P2pDma })),
-  denylist: Schema.optional(Schema.Struct({ drivers: Texts, devices: Texts, mounts: Texts, filesystems: Texts }))
+interface Document {
+  readonly file: string
+  readonly text: string
+  readonly root: Json
+}
+
+const locate = ({ file, text }: Document, at: number): string => `${file}:${place(text, at)}`
+
+const doubts: { readonly [since in Key["since"]]?: string } = {
+  "1.15": "libcufile 1.15 refuses it, and 1.10 does not look at it",
+  none: "whether libcufile refuses it is not known, as the key is newer than 1.15"
+}
+
+const findingOf = (document: Document, { path, since }: Pick<Key, "path" | "since">, violation: Violation): Finding => {
+  const doubt = doubts[since]
+  return {
+    file: document.file,
+    message: [
+      `${locate(document, violation.at)}: ${path}: ${violation.message}`,
+      ...violation.fatal ? ["libcufile ends the process instead of refusing it"] : [],
+      ...doubt === undefined ? [] : [doubt]
+    ].join("; "),
+    severity: doubt === undefined ? "refused" : "doubtful",
+    endsProcess: violation.fatal && since !== "none"
+  }
+}
+
+/** jsoncpp throws where a member is asked of what is no object; of `null` and of an empty document there is none. */
+const notAnObject = (node: Json, path: string): Violation => ({
+  at: node.at,
+  message: `${path === "" ? "the document" : path} is no object`,
+  fatal: true
 })
 
-type Content = typeof Content.Type
-
-const decodeContent = Schema.decodeUnknownEither(Content)
-
-/** momoa throws errors of a class that it does not export. */
-const isLocated = Schema.is(Schema.Struct({ message: Schema.String, line: Schema.Number, column: Schema.Number }))
-
-const describeSyntax = (path: string, cause: unknown): string =>
-  isLocated(cause)
-    ? `${path}:${cause.line}:${cause.column}: ${cause.message.replace(/ \(\d+:\d+\)$/, "")}`
-    : cause instanceof RangeError
-    // libcufile's reader, jsoncpp, takes 1000 levels; what walks a document here ends by its stack, beyond that.
-    ? `${path}: it is nested too deeply to be read (${cause.message}); take levels out of it`
-    : `${path}: ${String(cause)}`
-
-/** The last of several members of one name counts, for jsoncpp and for momoa's `evaluate`. */
-const descend = (node: ValueNode, key: PropertyKey): ValueNode | undefined =>
-  node.type === "Object"
-    ? node.members.findLast((member) =>
-      (member.name.type === "String" ? member.name.value : member.name.name) === String(key)
-    )
-      ?.value
-    : node.type === "Array"
-    ? node.elements[Number(key)]?.value
-    : undefined
-
-const locate = (document: DocumentNode, keys: ReadonlyArray<PropertyKey>): ValueNode["loc"]["start"] => {
-  let node = document.body
-  for (const key of keys) {
-    const next = descend(node, key)
-    if (next === undefined) break
+/** The value of a key, or what is wrong on the way to it. */
+const lookUp = (root: Json, path: string): Either.Either<Json | undefined, Violation> => {
+  let node = root
+  const parts = path.split(".")
+  for (const [index, part] of parts.entries()) {
+    if (node.type === "null") return Either.right(undefined)
+    if (node.type !== "object") return Either.left(notAnObject(node, parts.slice(0, index).join(".")))
+    const next = node.members.get(part)
+    if (next === undefined) return Either.right(undefined)
     node = next
   }
-  return node.loc.start
+  return Either.right(node.type === "null" ? undefined : node)
 }
 
-const describeType = (path: string, document: DocumentNode, error: ParseResult.ParseError): string => {
-  const issue = ParseResult.ArrayFormatter.formatErrorSync(error)[0]
-  if (issue === undefined) return `${path}: ${error.message}`
-  const at = locate(document, issue.path)
-  return `${path}:${at.line}:${at.column}: ${issue.path.map(String).join(".")}: ${issue.message}`
-}
+/** How long a path may take to be looked at, which libcufile does, too; a filesystem may hang. */
+const patience = "5 seconds"
 
-const readContent = (path: string, text: string): Either.Either<Content, string> =>
-  Either.try({
-    // All that walks the document, which can be deeper than the stack.
-    try: () => {
-      const document = parse(text, { mode: "jsonc" })
-      return Either.mapLeft(decodeContent(evaluate(document)), (error) => describeType(path, document, error))
-    },
-    catch: (cause) => describeSyntax(path, cause)
-  }).pipe(Either.flatMap((decoded) => decoded))
-
-/** A flag of the environment goes before the one of the file (troubleshooting guide, "Environment Variables Used by GDS"). */
-const flagOf = (variable: string): Effect.Effect<boolean | null | undefined> =>
-  textOf(variable).pipe(Effect.map(Option.match({
-    onNone: () => undefined,
-    onSome: (text) => {
-      const lower = text.trim().toLowerCase()
-      if (lower === "true" || lower === "1") return true
-      return lower === "false" || lower === "0" ? false : null
-    }
-  })))
-
-/** Empty is unset: libcufile then reads the default file too. */
-const textOf = (variable: string): Effect.Effect<Option.Option<string>> =>
-  Config.option(Config.string(variable)).pipe(
-    Effect.map(Option.filter((text) => text !== "")),
-    Effect.orElseSucceed(() => Option.none<string>())
+const checkPath = (
+  { at, kind, path: whole }: ReturnType<typeof pathsOf>[number]
+): Effect.Effect<
+  { readonly violation: Violation; readonly known: boolean } | undefined,
+  never,
+  FileSystem.FileSystem
+> => {
+  // A path of C ends at its first NUL.
+  const path = whole.split("\0")[0] ?? ""
+  return Effect.gen(function*() {
+    const fs = yield* FileSystem.FileSystem
+    const { type } = yield* fs.stat(path)
+    if (kind !== "anything" && type !== "Directory") return `${path} is no directory`
+    if (kind === "readable directory") yield* fs.access(path, { readable: true })
+    return undefined
+  }).pipe(
+    Effect.catchAll((error: PlatformError.PlatformError) => Effect.succeed(`${path} cannot be used: ${error.message}`)),
+    Effect.map((message) =>
+      message === undefined ? undefined : { violation: { at, message, fatal: false }, known: true }
+    ),
+    Effect.timeoutTo({
+      duration: patience,
+      onSuccess: (found) => found,
+      onTimeout: () => ({ violation: { at, message: `${path} does not answer`, fatal: false }, known: false })
+    })
   )
+}
 
-/** A key that is not there has its default; one that is `null` says nothing that could be relied on. */
-const orDefault = (value: boolean | null | undefined, otherwise: boolean): boolean | null =>
-  value === undefined ? otherwise : value
+interface Reading {
+  readonly findings: ReadonlyArray<Finding>
+  readonly values: Values
+}
 
-const rdmaAddressesOf = (content: Content): CuFileConfiguration["rdmaAddresses"] => ({
-  all: content.properties?.rdma_dev_addr_list ?? [],
+const checkKey = (document: Document, key: Key) =>
+  Effect.gen(function*() {
+    const found = lookUp(document.root, key.path)
+    if (Either.isLeft(found)) return { findings: [findingOf(document, key, found.left)], value: undefined }
+    const value = found.right
+    if (value === undefined) return { findings: [], value }
+    const violation = checkValue(value, key.rule)
+    if (violation !== undefined) return { findings: [findingOf(document, key, violation)], value }
+    const findings: Array<Finding> = []
+    for (const path of pathsOf(value, key.rule)) {
+      const wrong = yield* checkPath(path)
+      if (wrong === undefined) continue
+      const finding = findingOf(document, key, wrong.violation)
+      findings.push(wrong.known ? finding : { ...finding, severity: "doubtful" })
+    }
+    return { findings, value }
+  })
+
+const lengthOf = (node: Json | undefined, otherwise: number): number =>
+  node?.type === "array" ? node.elements.length : otherwise
+
+const kibibytesOf = (node: Json | undefined): bigint => node?.type === "integer" ? node.value : 1024n
+
+/** What keys want of each other, in all files so far. The defaults are three slabs, and 1024 KiB of both sizes. */
+const checkTogether = (document: Document, own: Values, all: Values): ReadonlyArray<Finding> => {
+  const findings: Array<Finding> = []
+  const [sizeKey, countKey] = ["properties.posix_pool_slab_size_kb", "properties.posix_pool_slab_count"] as const
+  const counts = own.get(countKey)
+  // Sizes without counts are not compared.
+  if (counts?.type === "array" && counts.elements.length !== lengthOf(all.get(sizeKey), 3)) {
+    findings.push(findingOf(document, { path: countKey, since: "1.4" }, {
+      at: counts.at,
+      message: `it has ${counts.elements.length} elements, and ${sizeKey} has ${lengthOf(all.get(sizeKey), 3)}`,
+      fatal: false
+    }))
+  }
+  const [directKey, bufferKey] = ["properties.max_direct_io_size_kb", "properties.per_buffer_cache_size_kb"] as const
+  const size = own.get(directKey) ?? own.get(bufferKey)
+  if (size !== undefined && kibibytesOf(all.get(directKey)) < kibibytesOf(all.get(bufferKey))) {
+    findings.push(findingOf(document, { path: directKey, since: "1.15" }, {
+      at: size.at,
+      message: `${kibibytesOf(all.get(directKey))} KiB are less than ${bufferKey}, which is ${
+        kibibytesOf(all.get(bufferKey))
+      }`,
+      fatal: false
+    }))
+  }
+  return findings
+}
+
+const checkDocument = (document: Document, before: Values): Effect.Effect<Reading, never, FileSystem.FileSystem> =>
+  Effect.gen(function*() {
+    const { root } = document
+    if (root.type !== "object" && root.type !== "null" && !(root.type === "array" && root.elements.length === 0)) {
+      return { findings: [findingOf(document, { path: "{}", since: "1.4" }, notAnObject(root, ""))], values: before }
+    }
+    if (root.type !== "object") return { findings: [], values: before }
+    const findings: Array<Finding> = []
+    const own = new Map<string, Json>()
+    for (const key of keys) {
+      const checked = yield* checkKey(document, key)
+      findings.push(...checked.findings)
+      if (checked.value !== undefined) own.set(key.path, checked.value)
+    }
+    const values = new Map([...before, ...own])
+    return { findings: [...findings, ...checkTogether(document, own, values)], values }
+  })
+
+/** The one that NVIDIA ships has 10 KiB. */
+const MAX_MEBIBYTES = 1
+
+/** Why a file is not read: reading a FIFO waits for ever, and reading a device may not end. */
+const notReadable = (file: string, { size, type }: FileSystem.File.Info): Finding | undefined => {
+  const remedy = `put a regular file of at most ${MAX_MEBIBYTES} MiB there, or let CUFILE_ENV_PATH_JSON name one`
+  if (type === "Directory") return refused(file, `${file} is a directory; ${remedy}`)
+  if (type !== "File") {
+    return { ...refused(file, `${file} is not read: it is no regular file (${type}); ${remedy}`), severity: "doubtful" }
+  }
+  return size > FileSystem.MiB(MAX_MEBIBYTES)
+    ? { ...refused(file, `${file} is not read: it has ${size} bytes; ${remedy}`), severity: "doubtful" }
+    : undefined
+}
+
+/** `unread`: what the file holds is not known. */
+const readFile = (
+  file: string,
+  before: Values
+): Effect.Effect<Reading & { readonly unread: boolean }, never, FileSystem.FileSystem> =>
+  Effect.gen(function*() {
+    const fs = yield* FileSystem.FileSystem
+    const refusal = notReadable(file, yield* fs.stat(file))
+    if (refusal !== undefined) return { findings: [refusal], values: before, unread: true }
+    const text = textOf(yield* fs.readFile(file))
+    const json = readJson(text)
+    if (Either.isRight(json)) {
+      return { ...yield* checkDocument({ file, text, root: json.right }, before), unread: false }
+    }
+    const { at, fatal, message } = json.left
+    const ends = fatal ? "; libcufile ends the process instead of refusing it" : ""
+    const finding = { ...refused(file, `${file}:${place(text, at)}: ${message}${ends}`), endsProcess: fatal }
+    return { findings: [finding], values: before, unread: true }
+  }).pipe(Effect.catchAll((error: PlatformError.PlatformError) =>
+    Effect.succeed(
+      error._tag === "SystemError" && error.reason === "NotFound"
+        ? { findings: [], values: before, unread: false }
+        : { findings: [refused(file, `${file} cannot be read: ${error.message}`)], values: before, unread: true }
+    )
+  ))
+
+const variable = (name: string): Effect.Effect<Option.Option<string>> =>
+  Effect.orElseSucceed(Config.option(Config.string(name)), () => Option.none<string>())
+
+/** A flag of the environment goes before those of the files ("Environment Variables Used by GDS"); `null`: neither true nor false. */
+const flagOf = (name: string): Effect.Effect<boolean | null | undefined> =>
+  Effect.map(variable(name), (text) => {
+    const value = Option.getOrElse(text, () => "").toLowerCase()
+    return value === "" ? undefined : value === "true" ? true : value === "false" ? false : null
+  })
+
+const dcKey = "CUFILE_RDMA_DC_KEY"
+
+/** The only other variable for whose value libcufile refuses to start, an empty one included. */
+const checkDcKey: Effect.Effect<ReadonlyArray<Finding>> = Effect.map(variable(dcKey), (text) => {
+  if (Option.isNone(text)) return []
+  const violation = checkValue({ type: "string", at: 0, value: text.value }, { type: "hex", zero: false })
+  return violation === undefined ? [] : [refused(dcKey, `${dcKey}: ${violation.message}`)]
+})
+
+const boolean = (values: Values, path: string, otherwise: boolean): boolean | null => {
+  const node = values.get(path)
+  return node === undefined ? otherwise : node.type === "boolean" ? node.value : null
+}
+
+const texts = (node: Json | undefined): ReadonlyArray<string> =>
+  node?.type === "array" ? node.elements.flatMap((one) => one.type === "string" ? [one.value] : []) : []
+
+const filesystems = ["lustre", "nfs", "gpfs", "weka", "beegfs", "scatefs"] as const
+
+const rdmaAddressesOf = (values: Values): CuFileConfiguration["rdmaAddresses"] => ({
+  all: texts(values.get("properties.rdma_dev_addr_list")),
   of: Object.fromEntries(
-    Object.entries(content.fs ?? {}).map(([name, section]) => [name, [
-      ...section.rdma_dev_addr_list ?? [],
-      ...Object.values(section.mount_table ?? {}).flatMap((mount) => mount.rdma_dev_addr_list ?? [])
-    ]])
+    filesystems.map((name) => {
+      const table = values.get(`fs.${name}.mount_table`)
+      const mounts = table?.type === "object" ? [...table.members.values()] : []
+      return [name, [
+        ...texts(values.get(`fs.${name}.rdma_dev_addr_list`)),
+        ...mounts.flatMap((mount) => mount.type === "object" ? texts(mount.members.get("rdma_dev_addr_list")) : [])
+      ]]
+    })
   )
 })
 
-const fromContent = (path: string, content: Content): CuFileConfiguration => ({
-  path,
-  problem: null,
-  allowCompatMode: orDefault(content.properties?.allow_compat_mode, true),
-  forceCompatMode: orDefault(content.properties?.force_compat_mode, false),
-  usePciP2pDma: orDefault(content.properties?.use_pci_p2pdma, false),
+const blockFlag = (values: Values, kind: "nvme" | "nvmeof" | "raid"): boolean | null => {
+  const node = values.get(`block.${kind}.use_pci_p2pdma`)
+  return node?.type === "boolean" ? node.value : null
+}
+
+type Content = Omit<CuFileConfiguration, "path" | "problem" | "doubt" | "endsProcess">
+
+const contentOf = (values: Values): Content => ({
+  allowCompatMode: boolean(values, "properties.allow_compat_mode", true),
+  forceCompatMode: boolean(values, "properties.force_compat_mode", false),
+  usePciP2pDma: boolean(values, "properties.use_pci_p2pdma", false),
   blockP2pDma: {
-    nvme: content.block?.nvme?.use_pci_p2pdma ?? null,
-    nvmeof: content.block?.nvmeof?.use_pci_p2pdma ?? null,
-    raid: content.block?.raid?.use_pci_p2pdma ?? null
+    nvme: blockFlag(values, "nvme"),
+    nvmeof: blockFlag(values, "nvmeof"),
+    raid: blockFlag(values, "raid")
   },
   denyList: {
-    drivers: content.denylist?.drivers ?? [],
-    devices: content.denylist?.devices ?? [],
-    mounts: content.denylist?.mounts ?? [],
-    filesystems: content.denylist?.filesystems ?? []
+    drivers: texts(values.get("denylist.drivers")),
+    devices: texts(values.get("denylist.devices")),
+    mounts: texts(values.get("denylist.mounts")),
+    filesystems: texts(values.get("denylist.filesystems"))
   },
-  rdmaAddresses: rdmaAddressesOf(content),
+  rdmaAddresses: rdmaAddressesOf(values),
   rdmaWrites: {
-    all: orDefault(content.properties?.gds_rdma_write_support, true),
-    weka: orDefault(content.fs?.["weka"]?.rdma_write_support, false)
+    all: boolean(values, "properties.gds_rdma_write_support", true),
+    weka: boolean(values, "fs.weka.rdma_write_support", false)
   }
 })
 
-const unusable = (path: string, problem: string): CuFileConfiguration => ({
-  ...fromContent(path, {}),
-  problem,
+const withoutFlags = {
   allowCompatMode: null,
   forceCompatMode: null,
   usePciP2pDma: null,
   rdmaWrites: { all: null, weka: null }
-})
-
-/** The one that NVIDIA ships has 5 KiB. */
-const MAX_MEBIBYTES = 1
-
-/** Why a file is not read: reading a FIFO waits for ever, and reading a device may not end. */
-const notReadable = (path: string, { size, type }: FileSystem.File.Info): string | null => {
-  const remedy = `put a regular file of at most ${MAX_MEBIBYTES} MiB there, or let CUFILE_ENV_PATH_JSON name one`
-  if (type !== "File") return `${path} is not read: it is no regular file (${type}); ${remedy}`
-  return size > FileSystem.MiB(MAX_MEBIBYTES) ? `${path} is not read: it has ${size} bytes; ${remedy}` : null
-}
-
-const readFile = (path: string): Effect.Effect<CuFileConfiguration, never, FileSystem.FileSystem> =>
-  Effect.gen(function*() {
-    const fs = yield* FileSystem.FileSystem
-    const refusal = notReadable(path, yield* fs.stat(path))
-    if (refusal !== null) return unusable(path, refusal)
-    return Either.match(readContent(path, yield* fs.readFileString(path)), {
-      onLeft: (problem) => unusable(path, problem),
-      onRight: (content) => fromContent(path, content)
-    })
-  }).pipe(Effect.catchAll((error: PlatformError.PlatformError) =>
-    Effect.succeed(
-      error._tag === "SystemError" && error.reason === "NotFound"
-        ? fromContent(path, {})
-        : unusable(path, `${path} cannot be read: ${error.message}`)
-    )
-  ))
+} as const
 
 /** The configuration that cuFile would use in this process; what is wrong with it is part of the answer. */
 export const readCuFileConfiguration: Effect.Effect<CuFileConfiguration, never, FileSystem.FileSystem> = Effect.gen(
   function*() {
-    const path = Option.getOrElse(yield* textOf("CUFILE_ENV_PATH_JSON"), () => "/etc/cufile.json")
-    const file = yield* readFile(path)
-    if (file.problem !== null) return file
+    // Empty is unset, for libcufile too.
+    const named = Option.filter(yield* variable("CUFILE_ENV_PATH_JSON"), (path) => path !== "")
+    const base = yield* readFile(DEFAULT_PATH, new Map())
+    const above = Option.isNone(named) ? undefined : yield* readFile(named.value, base.values)
+    const findings = [...base.findings, ...above?.findings ?? [], ...yield* checkDcKey]
+    const problem = findings.find(({ severity }) => severity === "refused")
+    const doubt = findings.find(({ severity }) => severity === "doubtful")
+    const unread = base.unread || above?.unread === true
+    const content = contentOf((above ?? base).values)
+    const { allowCompatMode, forceCompatMode, usePciP2pDma } = unread ? withoutFlags : content
     const allow = yield* flagOf("CUFILE_ALLOW_COMPAT_MODE")
     const force = yield* flagOf("CUFILE_FORCE_COMPAT_MODE")
     const p2p = yield* flagOf("CUFILE_USE_PCIP2PDMA")
     return {
-      ...file,
-      allowCompatMode: allow === undefined ? file.allowCompatMode : allow,
-      forceCompatMode: force === undefined ? file.forceCompatMode : force,
-      usePciP2pDma: p2p === undefined ? file.usePciP2pDma : p2p
+      path: (problem ?? doubt)?.file ?? Option.getOrElse(named, () => DEFAULT_PATH),
+      problem: problem?.message ?? null,
+      doubt: doubt?.message ?? null,
+      endsProcess: findings.some(({ endsProcess }) => endsProcess),
+      ...content,
+      ...unread ? withoutFlags : {},
+      allowCompatMode: allow === undefined ? allowCompatMode : allow,
+      forceCompatMode: force === undefined ? forceCompatMode : force,
+      usePciP2pDma: p2p === undefined ? usePciP2pDma : p2p
     }
   }
 )

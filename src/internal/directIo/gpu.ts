@@ -2,7 +2,7 @@
  * What GPUs, drivers, configuration and storage come to for cuFile in one directory. NVIDIA's guides are those of GPUDirect Storage:
  * "Installation and Troubleshooting", "Release Notes" and "cuFile API Reference".
  */
-import type { BlockDevice, Condition, Filesystem, GpuVerdict, IoVerdict } from "../../DirectIo.js"
+import type { BlockDevice, Condition, DriverAnswer, Filesystem, GpuVerdict, IoVerdict } from "../../DirectIo.js"
 import type { CuFileConfiguration } from "./cuFileConfiguration.js"
 import { NVIDIA_FS_MODULES, NVIDIA_FS_VERSION, NVIDIA_VERSION } from "./gpuFacts.js"
 import type { GpuFindings } from "./gpuFacts.js"
@@ -15,6 +15,8 @@ export interface GpuInput extends GpuFindings {
   /** Of direct I/O here. */
   readonly io: IoVerdict
   readonly kernelRelease: string | null
+  /** What `cuFileDriverOpen` answered in this process, where it was called. It outranks what is read. */
+  readonly driverAnswer?: DriverAnswer | undefined
 }
 
 export interface GpuJudgement {
@@ -438,7 +440,10 @@ const p2pDmaPath = (input: GpuInput): Finding => {
   )
 }
 
+const driverOpened = clear("cuFileDriverOpen has opened the driver")
+
 const driverState = (input: GpuInput): Finding => {
+  if (input.driverAnswer?.opened === true) return driverOpened
   const { driver, gpus } = input.facts
   if (gpus !== null && gpus.length === 0) return obstacle("no NVIDIA GPU on the PCI bus")
   const hidden = sees(input, NVIDIA_VERSION)
@@ -501,7 +506,9 @@ const ioState = (io: IoVerdict): Finding => {
   }
 }
 
-const libraryState = ({ cuFile: { loads, name, reason } }: GpuInput): Finding => {
+const libraryState = ({ cuFile: { loads, name, reason }, driverAnswer }: GpuInput): Finding => {
+  // A library that answers was loaded.
+  if (driverAnswer !== undefined) return clear(`${name} loads`)
   const because = reason === null ? "" : `: ${reason}`
   switch (loads) {
     case true:
@@ -516,13 +523,30 @@ const libraryState = ({ cuFile: { loads, name, reason } }: GpuInput): Finding =>
   }
 }
 
-const configurationState = ({ configuration }: GpuInput): Finding => {
-  if (configuration.problem !== null) {
+/** What the configuration, or else the driver itself, says of its start. */
+const startState = ({ configuration, driverAnswer }: GpuInput): Finding => {
+  const { doubt, path, problem } = configuration
+  const suspicion = problem ?? doubt
+  if (driverAnswer?.opened === true) return driverOpened
+  if (driverAnswer !== undefined) {
+    const because = suspicion === null ? "" : `; ${suspicion}`
     return obstacle(
-      `cuFile does not start with its configuration: ${configuration.problem}`,
-      `correct ${configuration.path}`
+      `cuFile does not start: ${driverAnswer.reason}${because}`,
+      suspicion === null ? "look at cufile.log" : `correct ${path}`
     )
   }
+  if (problem !== null) {
+    return obstacle(`cuFile does not start with its configuration: ${problem}`, `correct ${path}`)
+  }
+  return doubt === null
+    ? clear(path)
+    : unclear(`whether cuFile starts with its configuration is not known: ${doubt}`, `correct ${path}`)
+}
+
+const configurationState = (input: GpuInput): Finding => {
+  const start = startState(input)
+  if (start.applies !== "no") return start
+  const { configuration } = input
   return configuration.forceCompatMode === null
     ? unclear("whether compatibility mode is forced is not known: force_compat_mode is neither true nor false")
     : clear(configuration.path)
@@ -601,8 +625,10 @@ const decide = (input: GpuInput, paths: Paths): Decision => {
   }
 }
 
-const compatMode = ({ configuration }: GpuInput, decision: Decision): Finding => {
-  if (configuration.problem !== null) return unclear(configuration.problem, `correct ${configuration.path}`)
+const compatMode = (input: GpuInput, decision: Decision): Finding => {
+  const { configuration } = input
+  const start = startState(input)
+  if (start.applies !== "no") return unclear(start.evidence, start.remedy)
   if (configuration.forceCompatMode === true) {
     return obstacle(
       `forced in ${configuration.path} or CUFILE_FORCE_COMPAT_MODE`,

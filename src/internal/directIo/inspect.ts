@@ -338,7 +338,15 @@ export const inspect = (
       onSuccess: () => ({ name, loads: true, reason: null })
     })
     const gpu = yield* gpuFacts(library, configuration)
-    const onGpu = judgeGpu({ ...gpu, configuration, filesystem, devices, io: io.verdict, kernelRelease })
+    const onGpu = judgeGpu({
+      ...gpu,
+      configuration,
+      filesystem,
+      devices,
+      io: io.verdict,
+      kernelRelease,
+      driverAnswer: options.driverAnswer
+    })
 
     const speed = options.measure === true
       ? yield* measured(directory, filesystem, io.verdict)

@@ -123,7 +123,7 @@ static stub_plan begin(const char *call, const char *note) {
 
 /* A code of cuFile, or one of CUDA, which comes with CU_FILE_CUDA_DRIVER_ERROR. */
 static int failing(stub_plan plan, CUfileError_t *error) {
-  *error = plan.code > 5000 ? (CUfileError_t){(int32_t)plan.code, 0} : (CUfileError_t){CUDA_DRIVER_ERROR, (int32_t)plan.code};
+  *error = plan.code > 5000 || plan.code < 0 ? (CUfileError_t){(int32_t)plan.code, 0} : (CUfileError_t){CUDA_DRIVER_ERROR, (int32_t)plan.code};
   return plan.fails;
 }
 
