@@ -67,7 +67,7 @@ class Registration {
   readonly stalls = new Set<IoStalled>()
   /** Its end has come while there were such: it is deregistered when they have ended. */
   waiting = false
-  /** A transfer failed whose pieces may still move. */
+  /** A transfer of it failed whose pieces may still move. */
   unsettled = false
   end: Effect.Effect<void, NixlFailed | NixlAgentFailed | IoStalled> = Effect.void
   /** All registrations of its device memory: whoever frees that ends them first. */
@@ -181,6 +181,8 @@ interface Request {
   ended: boolean
   /** The last answer was that all is done. */
   succeeded: boolean
+  /** Of one that failed: nothing of it is in flight any more. */
+  settled: boolean
 }
 
 /** What agents that had to be left alive may still use: it is never collected. */
@@ -245,11 +247,14 @@ const service = (
 
     /** Whether nothing of the suspects is in flight any more, once it is so, or for as long as a stalled transfer takes. */
     const settled = Effect.suspend(() => {
-      const unsettled = [...suspects].filter(({ involved }) => involved.some(({ unsettled }) => unsettled))
+      const unsettled = [...suspects].filter(({ settled }) => !settled)
       const files = new Set(unsettled.map(({ file }) => file.registration.device))
       return unsettled.length === 0
         ? Effect.succeed(true)
-        : posix.drained(api, queue, options.rings, files, stallMillis)
+        : Effect.tap(posix.drained(api, queue, options.rings, files, stallMillis), (is) =>
+          Effect.sync(() => {
+            for (const request of unsettled) request.settled = is
+          }))
     })
 
     /** A list of one descriptor, for as long as `use` runs. */
@@ -475,7 +480,8 @@ const service = (
           failure: undefined,
           refusals: 0,
           ended: false,
-          succeeded: false
+          succeeded: false,
+          settled: false
         }
       }))
 
@@ -539,8 +545,8 @@ const service = (
           return Effect.zipRight(dispose(request), request.use.drop)
         }
         // Of one piece, and alone: the error is the end of it.
-        const alone = request.pieces.length === 1 && request.ended && active.size + suspects.size === 0
-        for (const registration of request.involved) registration.unsettled ||= !alone
+        request.settled = request.pieces.length === 1 && request.ended && active.size + suspects.size === 0
+        for (const registration of request.involved) registration.unsettled ||= !request.settled
         suspects.add(request)
         request.use.kept = true
         return request.use.drop

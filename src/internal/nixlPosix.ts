@@ -41,8 +41,8 @@ export const maxPieces = ({ parameters = {} }: Public.Backend, queue: Public.Que
 
 /** A poll submits and reaps so many pieces at most. */
 const perPoll = 64
-/** Polls that move all of a request where its I/O is done already, and one more: the poll that reaps the last says so next. */
-export const pollsAtOnce = (pieces: number): number => Math.ceil(pieces / perPoll) + 2
+/** Polls that move all of a request where its I/O is done already: the poll after the one that reaps the last reports it. */
+export const pollsAtOnce = (pieces: number): number => Math.ceil(pieces / perPoll) + 1
 
 /**
  * One read or write of Linux moves 0x7ffff000 bytes at most, and NIXL counts the piece as done. 1 GiB is a multiple of

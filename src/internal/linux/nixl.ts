@@ -241,7 +241,10 @@ export const load = (library: string): Effect.Effect<Api, NixlUnavailable, Scope
       ringIdle,
       aioIdle: (fd) =>
         threads.has("aio_cancel")
-          ? Effect.map(threads.call("aio_cancel", [fd, 0]), ({ result }) => Number(result) === AIO_ALLDONE)
+          ? Effect.map(
+            threads.call("aio_cancel", [fd, 0]),
+            ({ result }) => Number(result) < 0 ? undefined : Number(result) === AIO_ALLDONE
+          )
           : Effect.succeed(undefined)
     }
   })
