@@ -223,9 +223,24 @@ static object *failed_of(const object *agent) {
   return NULL;
 }
 
-static int running_in(const queue *of) {
+/* The kernel may have completed what no poll has seen. */
+static int is_completed(const queue *of, const io *one) {
+  if (of->kind != URING || one->event >= 0) return 0;
+  const unsigned *head = (unsigned *)(of->completions + of->ring_params.cq_off.head);
+  const unsigned *tail = (unsigned *)(of->completions + of->ring_params.cq_off.tail);
+  const unsigned mask = *(unsigned *)(of->completions + of->ring_params.cq_off.ring_mask);
+  const struct io_uring_cqe *entries = (struct io_uring_cqe *)(of->completions + of->ring_params.cq_off.cqes);
+  const unsigned end = __atomic_load_n(tail, __ATOMIC_ACQUIRE);
+  for (unsigned at = *head; at != end; at++)
+    if (entries[at & mask].user_data == (uintptr_t)one) return 1;
+  return 0;
+}
+
+/* Pieces that are under way: all of a queue, or those of a request. */
+static int running_in(const queue *of, const object *request) {
   int count = 0;
-  for (const io *each = of == NULL ? NULL : of->all; each != NULL; each = each->other) count += each->state == RUNNING;
+  for (const io *each = of == NULL ? NULL : of->all; each != NULL; each = each->other)
+    count += (request == NULL || each->request == request) && each->state == RUNNING && !is_completed(of, each);
   return count;
 }
 
@@ -250,12 +265,12 @@ int nixl_capi_destroy_agent(object *agent) {
   ENTER(1);
   CHECK(find(AGENT, agent), INVALID_PARAM);
   /* The end of AIO waits for its I/O. The ring goes on, and POSIX AIO writes to the queue that is freed. */
-  while (agent->queue != NULL && agent->queue->kind == LINUX_AIO && running_in(agent->queue) > 0) {
+  while (agent->queue != NULL && agent->queue->kind == LINUX_AIO && running_in(agent->queue, NULL) > 0) {
     pthread_mutex_unlock(&stub_mutex);
     stub_sleep(1);
     pthread_mutex_lock(&stub_mutex);
   }
-  CHECK(running_in(agent->queue) == 0, INVALID_STATE);
+  CHECK(running_in(agent->queue, NULL) == 0, INVALID_STATE);
   for (object *failed = failed_of(agent); failed != NULL; failed = failed_of(agent)) drop(failed);
   /* The real one would leave backends and requests that point into nothing. */
   CHECK(!agent_used(agent), INVALID_STATE);
@@ -517,12 +532,7 @@ int nixl_capi_register_mem(object *agent, object *list, object *options) {
   LEAVE(SUCCESS);
 }
 
-static int in_flight(const object *request) {
-  int count = request->running;
-  for (const io *each = request->queue == NULL ? NULL : request->queue->all; each != NULL; each = each->other)
-    count += each->request == request && each->state == RUNNING;
-  return count;
-}
+static int in_flight(const object *request) { return request->running + running_in(request->queue, request); }
 
 int nixl_capi_deregister_mem(object *agent, object *list, object *options) {
   ENTER(1);
