@@ -1248,7 +1248,7 @@ const nixlRemedies: { readonly [name: string]: string } = {
   INVALID_PARAM:
     "NIXL does not take an argument: look at the name of the backend and at its parameters, and at the log of NIXL (NIXL_LOG_LEVEL=INFO).",
   BACKEND:
-    "The backend refused or failed: NIXL's log says why (NIXL_LOG_LEVEL=INFO). GDS and GDS_MT need cuFile and exclude each other, POSIX needs libaio or io_uring; plugins are found by NIXL_PLUGIN_DIR.",
+    "The backend refused or failed: NIXL's log says why (NIXL_LOG_LEVEL=INFO). GDS and GDS_MT need cuFile and exclude each other, POSIX needs the queue that its parameters name, such as io_uring; plugins are found by NIXL_PLUGIN_DIR.",
   INVALID_STATE:
     "Something was used before it was ready or after it was gone: keep the layer open for as long as it is used.",
   EXCEPTION: "NIXL threw an exception: look at its log (NIXL_LOG_LEVEL=INFO).",
@@ -1274,6 +1274,7 @@ export class NixlUnavailable extends Schema.TaggedError<NixlUnavailable>(id("Nix
 
 /**
  * A call of NIXL's C API failed. After a failed transfer its range in the file, or in memory, is undefined.
+ * An agent with the backend POSIX takes no further transfers of host memory then: see `NixlAgentFailed`.
  *
  * @since 0.1.0
  * @category errors
@@ -1321,6 +1322,68 @@ export class NixlClosed extends Schema.TaggedError<NixlClosed>(id("NixlClosed"))
 ) {
   override get message(): string {
     return `${this.what} is not registered with NIXL any more. Keep its Scope open for as long as it is used, and register again.`
+  }
+}
+
+/**
+ * A transfer of host memory was refused, or given up, because an earlier one of the agent failed. The queues of
+ * NIXL's POSIX backend (1.0 to 1.4) repeat the error of one transfer for every later one, while the kernel still
+ * moves their bytes. The fields are those of the first failure.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class NixlAgentFailed extends Schema.TaggedError<NixlAgentFailed>(id("NixlAgentFailed"))(
+  "NixlAgentFailed",
+  {
+    agentName: Schema.String,
+    /** The exported function that failed first. */
+    call: Schema.String,
+    status: Schema.Number,
+    name: Schema.String,
+    /** The transfer that failed first. */
+    target: Schema.String
+  }
+) {
+  override get message(): string {
+    return `The agent ${this.agentName} takes no further transfers, since ${this.call} failed for ${this.target}: ${this.name} (${this.status}). NIXL repeats that error for later transfers. Close the Scope of this agent, make a new one, and register again.`
+  }
+}
+
+/**
+ * NIXL reported a transfer as done, and the file or the memory holds other bytes. The range is undefined then.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class NixlUnconfirmed extends Schema.TaggedError<NixlUnconfirmed>(id("NixlUnconfirmed"))(
+  "NixlUnconfirmed",
+  {
+    operation: Schema.Literal("read", "write"),
+    path: Schema.String,
+    /** bytes, of the piece in which the difference is */
+    offset: Schema.Number,
+    length: Schema.Number
+  }
+) {
+  override get message(): string {
+    return `NIXL reported a ${this.operation} of ${this.length} bytes at offset ${this.offset} of ${this.path} as done, and it was not, or not whole. Look for an I/O error in the kernel's log, for limits of file sizes (ulimit -f), and for other writers; then repeat it.`
+  }
+}
+
+/**
+ * Memory was to be registered that overlaps memory of the same agent. NIXL (1.0 to 1.4) looks a range up next to
+ * where it would be sorted, and does not find it behind a registration inside of another. Nothing was registered.
+ *
+ * @since 0.1.0
+ * @category errors
+ */
+export class NixlOverlap extends Schema.TaggedError<NixlOverlap>(id("NixlOverlap"))(
+  "NixlOverlap",
+  { what: Schema.String, other: Schema.String }
+) {
+  override get message(): string {
+    return `${this.what} overlap ${this.other} that the agent has registered already. Register the whole once, and name parts of it by start and length.`
   }
 }
 
@@ -1464,6 +1527,8 @@ export type DeviceTransferError =
  */
 export type NixlTransferError =
   | NixlFailed
+  | NixlAgentFailed
+  | NixlUnconfirmed
   | NixlClosed
   | StorageClosed
   | OutOfBounds
@@ -1504,6 +1569,7 @@ export type DiskStorageError =
   | CopyError
   | DevicePathUnavailable
   | NixlUnavailable
+  | NixlOverlap
   | NixlTransferError
 
 const classes = [
@@ -1556,7 +1622,10 @@ const classes = [
   LengthMismatch,
   NixlUnavailable,
   NixlFailed,
-  NixlClosed
+  NixlClosed,
+  NixlAgentFailed,
+  NixlUnconfirmed,
+  NixlOverlap
 ]
 
 /**

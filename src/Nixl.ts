@@ -21,6 +21,7 @@ import type {
   InvalidOption,
   NixlClosed,
   NixlFailed,
+  NixlOverlap,
   NixlTransferError,
   NixlUnavailable,
   OutOfBounds,
@@ -43,9 +44,12 @@ export const TypeId: typeof internal.TypeId = internal.TypeId
 export type TypeId = typeof TypeId
 
 /**
- * A backend of the agent: the name of a plugin, and what it takes, such as `{ use_uring: "true" }` of POSIX or `{ thread_count: "8" }` of
- * GDS_MT. GDS and GDS_MT exclude each other. A request through POSIX has at most as many pieces as its `ios_pool_size`, 1024 here; it hands
- * the kernel 64 of them each time it is asked for the status, so that many small pieces want a faster `completion`.
+ * A backend of the agent: the name of a plugin, and its parameters, such as `{ thread_count: "8" }` of GDS_MT. GDS and
+ * GDS_MT exclude each other.
+ *
+ * POSIX takes one of three queues by `use_uring`, `use_posix_aio` or `use_aio` (see `Queue`). Here the default is
+ * io_uring, and POSIX AIO where NIXL has no io_uring. NIXL's own default, AIO, is used only if named. At most
+ * `ios_pool_size` pieces are in flight, 1024 by default.
  *
  * @since 0.1.0
  * @category models
@@ -54,6 +58,28 @@ export interface Backend {
   readonly name: "POSIX" | "GDS" | "GDS_MT" | (string & {})
   readonly parameters?: { readonly [key: string]: string } | undefined
 }
+
+/**
+ * The queue of the backend POSIX, as NIXL 1.0 to 1.4 behave. `io_uring` reports errors, and counts a short transfer as
+ * done. `posix_aio` reports both, and moves the pieces of a file one after the other. `aio` reports neither.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Queue = "io_uring" | "posix_aio" | "aio"
+
+/**
+ * How a transfer of host memory is confirmed after NIXL has reported it as done.
+ *
+ * - `none`: not at all.
+ * - `ends`: the last block of each piece that was written is read again and compared, and the end of the file is
+ *   compared with each piece that was read. It finds short transfers, unless that block held the same bytes before.
+ * - `read-back`: all bytes are read again and compared. It costs as much as the transfer, or more.
+ *
+ * @since 0.1.0
+ * @category models
+ */
+export type Confirmation = "none" | "ends" | "read-back"
 
 /**
  * @since 0.1.0
@@ -72,10 +98,15 @@ export interface NixlOptions {
    */
   readonly completion?: Schedule.Schedule<unknown> | undefined
   /**
-   * Transfer requests in flight; others wait. Default 64, and 1 with the backend POSIX, which tells an I/O error to whichever request asks
-   * next: a request of many pieces is what moves them side by side there.
+   * Transfer requests in flight; others wait. Default 64, and 1 with the backend POSIX: after an I/O error all of its
+   * requests in flight fail. The pieces of one request are moved side by side there.
    */
   readonly maxInFlight?: number | undefined
+  /**
+   * How transfers of host memory are confirmed. Default `ends` with the queue io_uring, `read-back` with AIO, `none` with
+   * POSIX AIO and without the backend POSIX. Device memory is not confirmed: use a checksum.
+   */
+  readonly confirm?: Confirmation | undefined
   /**
    * After this time without an answer a transfer fails with `IoStalled`. Its request, its registrations and its memory stay with the
    * service until it ends. Off by default: a slow disk is no broken one.
@@ -146,10 +177,17 @@ export interface Piece {
 /**
  * An agent with its backends.
  *
- * A transfer holds its storage open, as `withFd` does: a release waits for it. Once posted it is waited for, also by an interruption, and
- * its host memory is busy until it has ended; `stallTimeout` bounds that. Offsets, lengths and addresses of host memory are multiples of
- * the storage's `alignment`, since backends need not tell of an I/O that the kernel refuses. Whether a backend tells of a short transfer is
- * up to it: POSIX counts one as done (NIXL 1.0). The storage's own range is preallocated, where none is expected; a checksum proves it.
+ * A transfer holds its storage open, as `withFd` does: a release waits for it. Once posted it is waited for, also by an
+ * interruption, and its host memory is busy until it has ended; `stallTimeout` bounds that. Offsets, lengths and addresses
+ * of host memory are multiples of the storage's `alignment`, since a backend need not report an I/O that the kernel
+ * refuses. A piece above 1 GiB is split, since Linux moves less than 2 GiB at once.
+ *
+ * After a transfer of host memory failed, an agent with the backend POSIX refuses further ones with `NixlAgentFailed`:
+ * its queues repeat the error for later transfers (NIXL 1.0 to 1.4). The memory of the failed transfer stays busy until
+ * the agent ends. Make a new agent.
+ *
+ * A status proves no more than the queue reports: see `Queue`, and `confirm` for what is compared. A checksum proves the
+ * content.
  *
  * @since 0.1.0
  * @category models
@@ -162,6 +200,9 @@ export interface Nixl {
   readonly plugins: ReadonlyArray<string>
   /** The backends of this agent, by name. */
   readonly backends: ReadonlyArray<string>
+  /** The queue of the backend POSIX; undefined without it. */
+  readonly queue: Queue | undefined
+  readonly confirm: Confirmation
   /**
    * Registers the storage with every backend that takes files, under the tag `File`; it has to be linked. NIXL is given a duplicate of the
    * descriptor, so that its number is nobody else's for as long as NIXL may use it. What the end of the registration fails with is told by
@@ -179,13 +220,14 @@ export interface Nixl {
   >
   /**
    * Registers host or device memory with every backend that takes its kind. The end of the Scope, or of a `DeviceBuffer`, waits for
-   * transfers that use it; a failure then is logged.
+   * transfers that use it; a failure then is logged. Memory that overlaps registered memory of this agent is refused with
+   * `NixlOverlap`. Exactly the same memory can be registered twice, where the backends take it.
    */
   readonly registerMemory: (
     memory: AlignedBuffer | DeviceBuffer | DeviceRegion | DeviceRange
   ) => Effect.Effect<
     Memory,
-    NixlFailed | NixlClosed | InvalidOption | DeviceMemoryFreed | OutOfBounds,
+    NixlFailed | NixlClosed | NixlOverlap | InvalidOption | DeviceMemoryFreed | OutOfBounds,
     Scope.Scope
   >
   /** Reads `length` bytes (default: all of `into` from `start` on) at `offset` of the file. */
@@ -203,9 +245,8 @@ export interface Nixl {
     part?: { readonly start?: number | undefined; readonly length?: number | undefined }
   ) => Effect.Effect<void, NixlTransferError>
   /**
-   * Many pieces as one request, of host memory or of device memory. It succeeds when all of them were moved; when it fails, none is known
-   * to have been. Host memory of one that failed stays busy until the service ends when POSIX may have been its backend: some pieces can
-   * still be on their way then, and NIXL does not tell.
+   * Many pieces as one request, of host memory or of device memory. When it fails, none is known to have been moved. Some
+   * can still be on their way then, unknown to NIXL: see the rules of a failed agent above.
    */
   readonly transfer: (
     operation: "read" | "write",
@@ -222,7 +263,9 @@ export const Nixl: Context.Tag<Nixl, Nixl> = Context.GenericTag<Nixl>("effect-di
 
 /**
  * Loads the library and makes an agent and its backends. The end of the Scope waits for transfers, deregisters what is registered, and
- * destroys the backends and the agent, newest first; with a transfer that has not ended they are left to the process, and that is logged.
+ * destroys the backends and the agent, newest first. It also waits for the I/O of transfers that failed, for `stallTimeout`
+ * at most. Where I/O has not ended, or nothing shows its end, the agent, its memory and its requests are left to the
+ * process, and that is logged.
  *
  * @since 0.1.0
  * @category constructors

@@ -190,6 +190,23 @@ const samples = [
     "BACKEND (-2)"
   ],
   [Errors.NixlClosed, new Errors.NixlClosed({ what: path }), path],
+  [
+    Errors.NixlAgentFailed,
+    new Errors.NixlAgentFailed({
+      agentName: "one",
+      call: "nixl_capi_get_xfer_status",
+      status: -2,
+      name: "BACKEND",
+      target: path
+    }),
+    "make a new one"
+  ],
+  [Errors.NixlUnconfirmed, new Errors.NixlUnconfirmed({ operation: "write", path, offset: 4096, length: 8192 }), path],
+  [
+    Errors.NixlOverlap,
+    new Errors.NixlOverlap({ what: "4096 bytes of host memory", other: "8192 bytes of host memory" }),
+    "start and length"
+  ],
   [Errors.SweepFailed, new Errors.SweepFailed({ directory: "/tmp/a", cause }), "/tmp/a was not swept"],
   [Errors.BudgetExceeded, new Errors.BudgetExceeded({ requested: 3, available: 2, budget: 4 }), "budget of 4"],
   [Errors.LayoutOverflow, new Errors.LayoutOverflow({ quantity: "totalBytes", bytes: 1e16 }), "The totalBytes"],

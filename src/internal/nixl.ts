@@ -3,26 +3,40 @@ import type * as ConfigError from "effect/ConfigError"
 import * as Context from "effect/Context"
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
+import * as ExecutionStrategy from "effect/ExecutionStrategy"
+import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Schedule from "effect/Schedule"
-import type * as Scope from "effect/Scope"
+import * as Scope from "effect/Scope"
 import type { AlignedBuffer } from "../AlignedBuffer.js"
 import type { DeviceBuffer, DeviceRegion } from "../DeviceMemory.js"
 import { withPointer } from "../DeviceMemory.js"
 import type { DiskStorage } from "../DiskStorage.js"
 import * as DiskStorageConfig from "../DiskStorageConfig.js"
 import type { NixlFailed, NixlTransferError, NixlUnavailable } from "../DiskStorageError.js"
-import { BufferBusy, InvalidOption, IoStalled, Misaligned, NixlClosed, OutOfBounds } from "../DiskStorageError.js"
+import {
+  BufferBusy,
+  InvalidOption,
+  IoStalled,
+  Misaligned,
+  NixlAgentFailed,
+  NixlClosed,
+  NixlOverlap,
+  NixlUnconfirmed,
+  OutOfBounds
+} from "../DiskStorageError.js"
 import type * as Public from "../Nixl.js"
-import type { Region } from "./alignedBuffer.js"
-import { region } from "./alignedBuffer.js"
+import { Region, region } from "./alignedBuffer.js"
 import { BufferTypeId, registrationsOf } from "./deviceMemory.js"
 import { makeDoorOf } from "./door.js"
 import { wholeNumber } from "./engineOptions.js"
-import type { Value } from "./linux/libraryThreads.js"
+import type { Again, Value } from "./linux/libraryThreads.js"
 import type { Api, Call, CString } from "./linux/nixl.js"
 import { failed, load, status } from "./linux/nixl.js"
+import * as confirming from "./nixlConfirm.js"
+import * as posix from "./nixlPosix.js"
 import { faithful, isFaithful } from "./pathText.js"
+import { takeAlone } from "./slab.js"
 
 export const TypeId: unique symbol = Symbol.for("effect-disk-storage/Nixl")
 export const FileTypeId: unique symbol = Symbol.for("effect-disk-storage/Nixl/File")
@@ -35,12 +49,6 @@ export const File: Context.Tag<Public.File, Public.File> = Context.GenericTag<Pu
 /** `nixl_capi_mem_type_t` and `nixl_capi_xfer_op_t`. */
 const kinds = { host: 0, device: 1, file: 4 } as const
 const operations = { read: 0, write: 1 } as const
-
-/**
- * What NIXL's POSIX backend names as defaults in `io_queue.cpp` and does not apply (1.0 to 1.4): without them a request of more than 64 pieces
- * fails, with io_uring one of more than 16. Its own pool is larger; this one bounds a request, and the backend's memory.
- */
-const posixDefaults = { ios_pool_size: "1024", kernel_queue_size: "256" }
 
 const firstLook = Duration.millis(1)
 /** Half a millisecond late on average, for one that takes that long: what a hop to the thread and back costs is a small part of it. */
@@ -60,7 +68,9 @@ class Registration {
   readonly stalls = new Set<IoStalled>()
   /** Its end has come while there were such: it is deregistered when they have ended. */
   waiting = false
-  end: Effect.Effect<void, NixlFailed | IoStalled> = Effect.void
+  /** A transfer of it failed whose pieces may still move. */
+  unsettled = false
+  end: Effect.Effect<void, NixlFailed | NixlAgentFailed | IoStalled> = Effect.void
   /** All registrations of its device memory: whoever frees that ends them first. */
   ofMemory: Set<Effect.Effect<void, unknown>> | undefined
 
@@ -122,15 +132,58 @@ interface Checked {
   readonly length: number
 }
 
-/** A request that was made: when it has ended, and with what. */
+/** What the requests of one transfer use: the busy pages of its memory, and its places among those in flight. */
+class Use {
+  /** Its transfer, and each of its requests that has not ended. */
+  private holders = 1
+  /** Its pages are taken. */
+  claimed = false
+  /** One of the requests was left to the agent, whose end frees the memory. */
+  kept = false
+
+  readonly pieces: ReadonlyArray<Checked>
+  private readonly leave: Effect.Effect<void>
+
+  constructor(pieces: ReadonlyArray<Checked>, leave: Effect.Effect<void>) {
+    this.pieces = pieces
+    this.leave = leave
+  }
+
+  hold(): void {
+    this.holders += 1
+  }
+
+  readonly drop = Effect.suspend(() => {
+    this.holders -= 1
+    if (this.holders > 0) return Effect.void
+    if (this.claimed && !this.kept) this.free()
+    return this.leave
+  })
+
+  free(): void {
+    for (const { length, memory, start } of this.pieces) {
+      memory.region?.slab.release(memory.region.start + start, length)
+    }
+  }
+}
+
+/** A request, from its post until nothing of it is in use any more. */
 interface Request {
   readonly handle: bigint
   readonly target: string
+  readonly pieces: ReadonlyArray<Checked>
+  readonly file: RegisteredFile
+  readonly use: Use
+  readonly involved: ReadonlyArray<Registration>
   /** What failed first: a failed transfer is never a success. */
   failure: NixlFailed | undefined
   /** Answers below 0 one after the other. */
   refusals: number
   ended: boolean
+  /** The last answer was that all is done. */
+  succeeded: boolean
+  /** Of one that failed: nothing of it is in flight any more. */
+  settled: boolean
 }
 
 /** What agents that had to be left alive may still use: it is never collected. */
@@ -167,19 +220,43 @@ const service = (
     readonly backends: ReadonlyArray<string>
     readonly schedule: Schedule.Schedule<unknown>
     readonly maxInFlight: number
-    /** The most pieces of a request of host memory. */
+    /** The queue of the backend POSIX, its rings, and the most pieces of host memory in flight. */
+    readonly queue: Public.Queue | undefined
+    readonly rings: ReadonlySet<number>
     readonly maxPieces: number
+    readonly confirm: Public.Confirmation
     readonly stallMillis: number | undefined
   }
 ) =>
   Effect.gen(function*() {
-    const { agentName, name, schedule, stallMillis } = options
+    const { agentName, name, queue, schedule, stallMillis } = options
     const { lost, registrations } = held
     const door = makeDoorOf(() => new NixlClosed({ what: `The agent ${agentName}` }))
     const permits = yield* Effect.makeSemaphore(options.maxInFlight)
-    /** Requests that have failed and whose other pieces may still move, and their pieces: see `run`. */
-    const suspects = new Map<Request, ReadonlyArray<Checked>>()
+    const places = yield* Effect.makeSemaphore(options.maxPieces)
     const watchers = new Set<Fiber.RuntimeFiber<void>>()
+    /** Requests that were posted and have not ended. */
+    const active = new Set<Request>()
+    /** What failed first in the queue of POSIX. Its answers are worth nothing from then on. */
+    let first: NixlFailed | undefined
+    /** Requests of that queue that have failed, or whose end is unknown. They are never released: see `conclude`. */
+    const suspects = new Set<Request>()
+
+    const isQueued = ({ pieces }: Request) => queue !== undefined && pieces[0]?.memory.kind === "host"
+    const agentFailed = ({ call, name, status, target }: NixlFailed) =>
+      new NixlAgentFailed({ agentName, call, status, name, target })
+
+    /** Whether nothing of the suspects is in flight any more, once it is so, or for as long as a stalled transfer takes. */
+    const settled = Effect.suspend(() => {
+      const unsettled = [...suspects].filter(({ settled }) => !settled)
+      const files = new Set(unsettled.map(({ file }) => file.registration.device))
+      return unsettled.length === 0
+        ? Effect.succeed(true)
+        : Effect.tap(posix.drained(api, queue, options.rings, files, stallMillis), (is) =>
+          Effect.sync(() => {
+            for (const request of unsettled) request.settled = is
+          }))
+    })
 
     /** A list of one descriptor, for as long as `use` runs. */
     const withList = <A, E>(registration: Registration, use: (list: bigint) => Effect.Effect<A, E>) => {
@@ -205,26 +282,54 @@ const service = (
         }))
       )
 
+    /** Of one that no transfer uses, but for those that failed. */
+    const end = (registration: Registration): Effect.Effect<void, NixlFailed | NixlAgentFailed> => {
+      if (!registration.unsettled || first === undefined) return deregister(registration)
+      const error = agentFailed(first)
+      return Effect.flatMap(
+        settled,
+        (is): Effect.Effect<void, NixlFailed | NixlAgentFailed> => is ? deregister(registration) : Effect.fail(error)
+      )
+    }
+
     const register = (registration: Registration) =>
       Effect.gen(function*() {
-        yield* withList(
-          registration,
-          (list) => api.call("nixl_capi_register_mem", registration.what, [agent, list, 0])
-        )
         registrations.add(registration)
+        yield* Effect.onError(
+          withList(
+            registration,
+            (list) => api.call("nixl_capi_register_mem", registration.what, [agent, list, 0])
+          ),
+          () => Effect.sync(() => registrations.delete(registration))
+        )
         // Asked for by its Scope, and by the service's end.
         registration.end = yield* Effect.cached(
           Effect.zipRight(
             registration.door.close,
-            Effect.suspend((): Effect.Effect<void, NixlFailed | IoStalled> => {
+            Effect.suspend((): Effect.Effect<void, NixlFailed | NixlAgentFailed | IoStalled> => {
               const [stall] = registration.stalls
-              if (stall === undefined) return deregister(registration)
+              if (stall === undefined) return end(registration)
               registration.waiting = true
               return Effect.fail(stall)
             })
           )
         )
       })
+
+    /** An exact second registration is found by NIXL, whichever of the two ends first. */
+    const registerMemoryOf = (registration: Registration): Effect.Effect<void, NixlFailed | NixlOverlap> => {
+      const at = BigInt(registration.address)
+      const end = at + BigInt(registration.length)
+      for (const { address, device, kind, length, what } of registrations) {
+        const other = BigInt(address)
+        const same = other === at && length === registration.length
+        if (kind !== registration.kind || device !== registration.device || same) continue
+        if (other < end && at < other + BigInt(length)) {
+          return Effect.fail(new NixlOverlap({ what: registration.what, other: what }))
+        }
+      }
+      return register(registration)
+    }
 
     const acquireFile = (storage: DiskStorage) =>
       Effect.acquireRelease(
@@ -240,9 +345,8 @@ const service = (
         ({ registration }) => Effect.orDie(Effect.suspend(() => registration.end))
       )
 
-    const registerHost = (memory: AlignedBuffer) =>
+    const registerHost = <E>(host: Region, register: (registration: Registration) => Effect.Effect<void, E>) =>
       Effect.suspend(() => {
-        const host = region(memory)
         const { byteLength, slab, start } = host
         const what = `${byteLength} bytes of host memory`
         const registration = new Registration(what, kinds.host, api.addressOf(slab) + start, byteLength, 0, host)
@@ -251,7 +355,7 @@ const service = (
 
     const registerDevice = (
       memory: Public.DeviceRange
-    ): Effect.Effect<RegisteredMemory, NixlFailed | InvalidOption> => {
+    ): Effect.Effect<RegisteredMemory, NixlFailed | NixlOverlap | InvalidOption> => {
       const { byteLength, device, pointer } = memory
       if (!(Number.isSafeInteger(byteLength) && byteLength > 0 && Number.isSafeInteger(device) && device >= 0)) {
         return Effect.fail(
@@ -264,7 +368,7 @@ const service = (
       }
       const what = `${byteLength} bytes of memory of device ${device}`
       const registration = new Registration(what, kinds.device, pointer, byteLength, device, memory)
-      return Effect.as(register(registration), new RegisteredMemory("device", registration, undefined))
+      return Effect.as(registerMemoryOf(registration), new RegisteredMemory("device", registration, undefined))
     }
 
     const registerOwned = ({ buffer, byteLength, offset }: DeviceRegion) =>
@@ -278,7 +382,7 @@ const service = (
         ))
 
     const registerAny = (memory: AlignedBuffer | DeviceBuffer | DeviceRegion | Public.DeviceRange) => {
-      if ("bytes" in memory) return registerHost(memory)
+      if ("bytes" in memory) return registerHost(region(memory), registerMemoryOf)
       if ("buffer" in memory) return registerOwned(memory)
       return BufferTypeId in memory
         ? registerOwned({ buffer: memory, byteLength: memory.byteLength, offset: 0 })
@@ -319,7 +423,7 @@ const service = (
             ? new InvalidOption({ option: "pieces", value: "host and device memory", expected: "memory of one kind" })
             : undefined)
         if (wrong !== undefined) return wrong
-        if (length > 0) checked.push({ offset, memory, start, length })
+        if (length > 0) checked.push(...posix.split({ offset, memory, start, length }))
       }
       return checked
     }
@@ -328,16 +432,11 @@ const service = (
     const claim = (operation: "read" | "write", pieces: ReadonlyArray<Checked>): BufferBusy | undefined => {
       for (const [index, { length, memory, offset, start }] of pieces.entries()) {
         if (memory.region?.slab.claim(memory.region.start + start, length, operation === "read") === false) {
-          release(pieces.slice(0, index))
+          new Use(pieces.slice(0, index), Effect.void).free()
           return new BufferBusy({ operation, offset, length })
         }
       }
       return undefined
-    }
-    const release = (pieces: ReadonlyArray<Checked>) => {
-      for (const { length, memory, start } of pieces) {
-        memory.region?.slab.release(memory.region.start + start, length)
-      }
     }
 
     const transferList = (kind: number, target: string) =>
@@ -347,8 +446,13 @@ const service = (
       )
 
     /** The lists are copied into the request. */
-    const makeRequest = (operation: "read" | "write", file: RegisteredFile, pieces: ReadonlyArray<Checked>) =>
-      Effect.scoped(Effect.gen(function*() {
+    const makeRequest = (
+      operation: "read" | "write",
+      file: RegisteredFile,
+      pieces: ReadonlyArray<Checked>,
+      use: Use
+    ) =>
+      Effect.scoped(Effect.gen(function*(): Effect.fn.Return<Request, NixlFailed, Scope.Scope> {
         const target = `a ${operation} of ${file.path}`
         const local = yield* transferList(kinds[pieces[0]?.memory.kind ?? "host"], target)
         const remote = yield* transferList(kinds.file, target)
@@ -367,7 +471,19 @@ const service = (
           (out) => [agent, operations[operation], local, remote, name.address, out, 0],
           name
         )
-        return { handle, target, failure: undefined, refusals: 0, ended: false }
+        return {
+          handle,
+          target,
+          pieces,
+          file,
+          use,
+          involved: [file.registration, ...new Set(pieces.map(({ memory }) => memory.registration))],
+          failure: undefined,
+          refusals: 0,
+          ended: false,
+          succeeded: false,
+          settled: false
+        }
       }))
 
     /**
@@ -380,17 +496,31 @@ const service = (
         request.failure ??= failed(call, answer, request.target)
         request.refusals += 1
       }
-      request.ended = answer === status.success || request.refusals > 1
+      request.succeeded = answer === status.success
+      request.ended = request.succeeded || request.refusals > 1
+      if (request.ended && !request.succeeded && isQueued(request)) first ??= request.failure
     }
-    const asked = (request: Request, call: Call, args: ReadonlyArray<Value>) =>
-      Effect.map(api.ask(call, [agent, request.handle, ...args]), (answer) => note(request, call, answer))
-    const look = (request: Request) => asked(request, "nixl_capi_get_xfer_status", [])
+    /** Another request has failed: the queue repeats its answer, and a poll may call back into what was freed. */
+    const isOver = (request: Request) => request.ended || (first !== undefined && isQueued(request))
+    const asked = (request: Request, call: Call, args: ReadonlyArray<Value>, again?: Again) =>
+      Effect.map(
+        api.ask(call, [agent, request.handle, ...args], undefined, again),
+        (answer) => note(request, call, answer)
+      )
+    /** Each moves on what POSIX has queued: as many at once as that takes where the disk keeps up. */
+    const look = (request: Request) =>
+      Effect.suspend(() =>
+        isOver(request) ? Effect.void : asked(request, "nixl_capi_get_xfer_status", [], {
+          answer: status.inProgress,
+          times: isQueued(request) ? posix.pollsAtOnce(request.pieces.length) : 1
+        })
+      )
     const watch = (request: Request, schedule: Schedule.Schedule<unknown>) =>
       Effect.suspend(() =>
-        request.ended
+        isOver(request)
           ? Effect.void
           : Effect.asVoid(
-            Effect.repeat(look(request), { schedule, until: () => request.ended })
+            Effect.repeat(look(request), { schedule, until: () => isOver(request) })
           )
       )
 
@@ -404,24 +534,37 @@ const service = (
       })
     }
 
+    /**
+     * Of one that has ended: it is released, and what it used is free. Not so in the queue of POSIX after a
+     * failure. There other pieces may be on their way: their memory stays in use until the agent is gone. The request
+     * is not released at all, since with io_uring the backend calls back into it by each later poll (from 1.3 on).
+     */
+    const conclude = (request: Request) =>
+      Effect.suspend(() => {
+        active.delete(request)
+        if (!isQueued(request) || (request.succeeded && first === undefined)) {
+          return Effect.zipRight(dispose(request), request.use.drop)
+        }
+        // Of one piece, and alone: the error is the end of it.
+        request.settled = request.pieces.length === 1 && request.ended && active.size + suspects.size === 0
+        for (const registration of request.involved) registration.unsettled ||= !request.settled
+        suspects.add(request)
+        request.use.kept = true
+        return request.use.drop
+      })
+
     /** Goes on in the background with one that was given up, until it ends or the service does. */
-    const abandon = (
-      request: Request,
-      error: IoStalled,
-      involved: ReadonlyArray<Registration>,
-      done: Effect.Effect<void>
-    ) =>
+    const abandon = (request: Request, error: IoStalled) =>
       Effect.gen(function*() {
         lost.add(request)
-        for (const { stalls } of involved) stalls.add(error)
+        for (const { stalls } of request.involved) stalls.add(error)
         const settled = Effect.gen(function*() {
           lost.delete(request)
-          yield* dispose(request)
-          yield* done
-          for (const registration of involved) {
+          yield* conclude(request)
+          for (const registration of request.involved) {
             registration.stalls.delete(error)
             if (registration.waiting && registration.stalls.size === 0) {
-              yield* Effect.catchAll(deregister(registration), (error) => Effect.logError("not deregistered", error))
+              yield* Effect.catchAll(end(registration), (error) => Effect.logError("not deregistered", error))
             }
           }
         })
@@ -433,22 +576,23 @@ const service = (
         yield* Effect.logWarning("a transfer has no answer", error)
       })
 
-    /** Uninterruptible; `done` is for when nothing of it is in use any more. */
+    /** Uninterruptible. */
     const run = (
       operation: "read" | "write",
       file: RegisteredFile,
       pieces: ReadonlyArray<Checked>,
-      involved: ReadonlyArray<Registration>,
-      done: Effect.Effect<void>
-    ): Effect.Effect<void, NixlFailed | IoStalled> =>
+      use: Use
+    ): Effect.Effect<void, NixlFailed | NixlAgentFailed | IoStalled> =>
       Effect.gen(function*() {
-        const request: Request = yield* Effect.onError(makeRequest(operation, file, pieces), () => done)
+        const request = yield* makeRequest(operation, file, pieces, use)
+        use.hold()
+        active.add(request)
         yield* asked(request, "nixl_capi_post_xfer_req", [0])
         yield* watch(
           request,
           stallMillis === undefined ? schedule : Schedule.intersect(schedule, Schedule.recurUpTo(stallMillis))
         )
-        if (!request.ended && stallMillis !== undefined) {
+        if (!isOver(request) && stallMillis !== undefined) {
           const error = new IoStalled({
             operation,
             path: file.path,
@@ -456,22 +600,53 @@ const service = (
             length: pieces.reduce((sum, { length }) => sum + length, 0),
             timeoutMillis: stallMillis
           })
-          yield* abandon(request, error, involved, done)
+          yield* abandon(request, error)
           return yield* error
         }
-        // POSIX tells of the first error of a request while its other pieces are on their way (1.0 to 1.4), and might tell the next one of
-        // theirs. The kernel has their memory for as long as that: until the backend's queue is gone.
-        const suspect = request.failure !== undefined && pieces[0]?.memory.kind === "host" &&
-          options.backends.includes("POSIX") && (pieces.length > 1 || suspects.size > 0)
-        if (suspect) {
-          suspects.set(request, pieces)
-          yield* Effect.asVoid(permits.release(1))
-        } else {
-          yield* dispose(request)
-          yield* done
-        }
+        const earlier = first
+        yield* conclude(request)
         if (request.failure !== undefined) return yield* request.failure
+        if (earlier !== undefined && isQueued(request)) return yield* agentFailed(earlier)
       })
+
+    /** Memory to read back into, of one transfer after the other. It is given up where a read of it may go on. */
+    let scratch: { readonly memory: RegisteredMemory; readonly region: Region } | undefined
+    const scratchTurn = yield* Effect.makeSemaphore(1)
+    const takeScratch = Effect.suspend(() => {
+      if (scratch !== undefined) return Effect.succeed(scratch)
+      const region = new Region(takeAlone(confirming.scratchBytes))
+      return Effect.map(registerHost(region, register), (memory) => scratch = { memory, region })
+    })
+
+    /** Reads what the option asks for once more, and compares. `use` holds the memory and the file meanwhile. */
+    const confirm = (
+      operation: "read" | "write",
+      file: RegisteredFile,
+      pieces: ReadonlyArray<Checked>,
+      use: Use
+    ): Effect.Effect<void, NixlTransferError> => {
+      const { path } = file
+      const unconfirmed = ({ length, offset }: Checked) => new NixlUnconfirmed({ operation, path, offset, length })
+      if (options.confirm === "none" || pieces[0]?.memory.kind !== "host") return Effect.void
+      if (options.confirm === "ends" && operation === "read") {
+        // A read is short at the end of the file alone.
+        return Effect.flatMap(api.sizeOf(file.registration.device), (size) => {
+          const beyond = pieces.find(({ length, offset }) => offset + length > size)
+          return beyond === undefined ? Effect.void : Effect.fail(unconfirmed(beyond))
+        })
+      }
+      const compare = (group: ReadonlyArray<confirming.Part<Checked>>) =>
+        Effect.gen(function*() {
+          const { memory, region } = yield* takeScratch
+          const { different, starts } = confirming.prepare(group, region)
+          const parts = group.map(({ length, offset }, index) => ({ offset, memory, length, start: starts[index] ?? 0 }))
+          yield* Effect.onError(run("read", file, parts, use), () => Effect.sync(() => void (scratch = undefined)))
+          const piece = different()
+          if (piece !== undefined) return yield* unconfirmed(piece)
+        })
+      const groups = confirming.groupsOf(pieces, options.confirm, operation, file.storage.alignment)
+      return scratchTurn.withPermits(1)(Effect.forEach(groups, compare, { discard: true }))
+    }
 
     const transfer: Public.Nixl["transfer"] = (operation, file, pieces) =>
       Effect.suspend((): Effect.Effect<void, NixlTransferError> => {
@@ -492,43 +667,39 @@ const service = (
             })
           )
         }
-        const memories = new Set(checked.map(({ memory }) => memory.registration))
-        const involved = [file.registration, ...memories]
+        const registrations = [file.registration, ...new Set(checked.map(({ memory }) => memory.registration))]
+        const isHost = checked[0]?.memory.kind === "host"
+        // Device memory does not go through the queue of POSIX.
+        const count = isHost && queue !== undefined ? checked.length : 0
+        const leave = Effect.zipRight(places.release(count), permits.release(1))
         return Effect.uninterruptibleMask((restore) =>
           Effect.zipRight(
-            restore(permits.take(1)),
+            restore(Effect.zipRight(
+              permits.take(1),
+              Effect.onInterrupt(places.take(count), () => permits.release(1))
+            )),
             Effect.suspend(() => {
-              let begun = false
-              const back = Effect.asVoid(permits.release(1))
-              const begin = Effect.suspend((): Effect.Effect<void, NixlFailed | IoStalled | BufferBusy> => {
+              const use = new Use(checked, leave)
+              const moved = Effect.suspend((): Effect.Effect<void, NixlTransferError> => {
+                if (first !== undefined && isHost) return Effect.fail(agentFailed(first))
                 const busy = claim(operation, checked)
                 if (busy !== undefined) return Effect.fail(busy)
-                begun = true
-                return run(
-                  operation,
-                  file,
-                  checked,
-                  involved,
-                  Effect.suspend(() => {
-                    release(checked)
-                    return back
-                  })
-                )
+                use.claimed = true
+                return Effect.zipRight(run(operation, file, checked, use), confirm(operation, file, checked, use))
               })
-              const inside = involved.reduce<Effect.Effect<void, NixlFailed | IoStalled | BufferBusy | NixlClosed>>(
+              const inside = registrations.reduce<Effect.Effect<void, NixlTransferError>>(
                 (effect, registration) => registration.door.enter(() => effect),
-                begin
+                moved
               )
-              return Effect.ensuring(
-                door.enter(() => file.storage.withFd(() => inside)),
-                Effect.suspend(() => begun ? Effect.void : back)
-              )
+              return Effect.ensuring(door.enter(() => file.storage.withFd(() => inside)), use.drop)
             })
           )
         )
       })
 
-    held.afterwards = () => suspects.forEach(release)
+    held.afterwards = () => {
+      for (const use of new Set([...suspects].map(({ use }) => use))) use.free()
+    }
     // Before the backends and the agent go.
     yield* Effect.addFinalizer(() =>
       Effect.gen(function*() {
@@ -540,7 +711,8 @@ const service = (
           )
         }
         yield* Fiber.interruptAll([...watchers])
-        for (const request of suspects.keys()) yield* dispose(request)
+        // The queue must not go before what the kernel was given has ended.
+        if (!(yield* settled)) for (const request of suspects) lost.add(request)
       })
     )
     const nixl: Public.Nixl = {
@@ -549,6 +721,8 @@ const service = (
       agentName,
       plugins: options.plugins,
       backends: options.backends,
+      queue,
+      confirm: options.confirm,
       register: (storage) => storage.register(File, acquireFile(storage), { linked: true }),
       registerThenUnlink: (storage) => storage.registerThenUnlink(File, acquireFile(storage)),
       registerMemory,
@@ -597,52 +771,11 @@ const makeBackend = (api: Api, agent: bigint, { name, parameters = {} }: Public.
     (params) => destroy(api, "nixl_capi_destroy_params", name, params)
   )
 
-const isText = (option: string, value: string) =>
-  value !== "" && isFaithful(value)
-    ? Effect.void
-    : Effect.fail(new InvalidOption({ option, value: JSON.stringify(value), expected: `text: not empty, ${faithful}` }))
-
-export const make = (
-  options: Public.NixlOptions = {}
-): Effect.Effect<
-  Public.Nixl,
-  NixlUnavailable | NixlFailed | InvalidOption | ConfigError.ConfigError,
-  Scope.Scope
-> =>
-  Effect.gen(function*() {
-    const { agentName = "effect-disk-storage" } = options
-    const backends = (options.backends ?? [{ name: "POSIX" }]).map(({ name, parameters }): Public.Backend => ({
-      name,
-      parameters: name === "POSIX" ? { ...posixDefaults, ...parameters } : parameters
-    }))
-    yield* isText("agentName", agentName)
-    for (const { name, parameters = {} } of backends) {
-      yield* isText("backends", name)
-      for (const [key, value] of Object.entries(parameters)) yield* isText(`${name}.${key}`, value)
-    }
-    const names = backends.map(({ name }) => name)
-    if (names.length === 0 || new Set(names).size !== names.length) {
-      return yield* new InvalidOption({ option: "backends", value: names.join(), expected: "one or more, each once" })
-    }
-    const most = names.includes("POSIX") ? 1 : 64
-    const maxInFlight = yield* wholeNumber("maxInFlight", options.maxInFlight, most, 1, 65_536)
-    const posix = backends.find(({ name }) => name === "POSIX")
-    const maxPieces = posix === undefined
-      ? Infinity
-      : yield* wholeNumber("ios_pool_size", Number(posix.parameters?.["ios_pool_size"]), 0, 64, 65_536)
-    const stall = options.stallTimeout === undefined ? Infinity : Duration.toMillis(options.stallTimeout)
-    if (!(stall > 0)) {
-      return yield* new InvalidOption({
-        option: "stallTimeout",
-        value: String(stall),
-        expected: "a duration above 0"
-      })
-    }
-    const library = options.library ?? (yield* DiskStorageConfig.nixlLibrary)
-    const api = yield* load(library)
-    const name = yield* api.cString(agentName)
-    const held: Held = { afterwards: () => {}, registrations: new Set(), lost: new Set() }
-    const agent = yield* Effect.acquireRelease(
+/** An agent, with what it will hold at its end. */
+const makeAgent = (api: Api, agentName: string, name: CString) => {
+  const held: Held = { afterwards: () => {}, registrations: new Set(), lost: new Set() }
+  return Effect.map(
+    Effect.acquireRelease(
       api.make("nixl_capi_create_agent", agentName, (out) => [name.address, out], name),
       (agent) =>
         Effect.suspend(() => {
@@ -668,8 +801,26 @@ export const make = (
               )
           })
         })
-    )
+    ),
+    (agent) => ({ agent, held })
+  )
+}
+
+/**
+ * An agent with its backends, and the rings that came with them. NIXL 1.0 makes a backend without a queue where it was
+ * built without io_uring, and its first transfer is a crash: a ring has to be there.
+ */
+const open = (
+  api: Api,
+  agentName: string,
+  name: CString,
+  backends: ReadonlyArray<Public.Backend>,
+  queue: Public.Queue | undefined
+) =>
+  Effect.gen(function*() {
+    const { agent, held } = yield* makeAgent(api, agentName, name)
     const plugins = yield* pluginsOf(api, agent)
+    const before = api.rings()
     yield* Effect.forEach(backends, (backend) =>
       Effect.acquireRelease(
         makeBackend(api, agent, backend),
@@ -678,7 +829,95 @@ export const make = (
             held.lost.size > 0 ? Effect.void : destroy(api, "nixl_capi_destroy_backend", backend.name, handle)
           )
       ))
-    yield* Effect.logDebug("NIXL is ready").pipe(Effect.annotateLogs({ library, agentName, backends: names, plugins }))
+    const rings = new Set([...api.rings()].filter((fd) => !before.has(fd)))
+    if (queue === "io_uring" && rings.size === 0) {
+      return yield* failed("nixl_capi_create_backend", status.backend, posix.backendName)
+    }
+    return { agent, held, plugins, queue, rings }
+  })
+
+/** In a Scope of its own, which ends when it fails. */
+const attempt = <A, E, R>(make: Effect.Effect<A, E, R>) =>
+  Effect.gen(function*() {
+    const scope = yield* Effect.flatMap(Effect.scope, (scope) => Scope.fork(scope, ExecutionStrategy.sequential))
+    return yield* Effect.onError(Scope.extend(make, scope), (cause) => Scope.close(scope, Exit.failCause(cause)))
+  })
+
+/** With the queue that the caller has named, else with io_uring, else with POSIX AIO. */
+const openAny = (
+  api: Api,
+  agentName: string,
+  name: CString,
+  backends: ReadonlyArray<Public.Backend>
+) => {
+  const given = backends.find(({ name }) => name === posix.backendName)
+  const openWith = (queue: Public.Queue | undefined) =>
+    attempt(open(
+      api,
+      agentName,
+      name,
+      backends.map((backend) => backend === given && queue !== undefined ? posix.withQueue(backend, queue) : backend),
+      queue
+    ))
+  const named = given === undefined ? undefined : posix.namedQueue(given)
+  if (given === undefined || named !== undefined) return openWith(named)
+  return Effect.catchIf(
+    openWith("io_uring"),
+    ({ call, target }) => call === "nixl_capi_create_backend" && target === posix.backendName,
+    () =>
+      Effect.zipLeft(
+        openWith("posix_aio"),
+        Effect.logWarning("NIXL's backend POSIX has no io_uring here, and moves the pieces of a file by POSIX AIO")
+      )
+  )
+}
+
+const isText = (option: string, value: string) =>
+  value !== "" && isFaithful(value)
+    ? Effect.void
+    : Effect.fail(new InvalidOption({ option, value: JSON.stringify(value), expected: `text: not empty, ${faithful}` }))
+
+const stallMillisOf = (stallTimeout: Duration.DurationInput | undefined) => {
+  const millis = stallTimeout === undefined ? Infinity : Duration.toMillis(stallTimeout)
+  return millis > 0
+    ? Effect.succeed(Number.isFinite(millis) ? millis : undefined)
+    : Effect.fail(
+      new InvalidOption({ option: "stallTimeout", value: String(millis), expected: "a duration above 0" })
+    )
+}
+
+export const make = (
+  options: Public.NixlOptions = {}
+): Effect.Effect<
+  Public.Nixl,
+  NixlUnavailable | NixlFailed | InvalidOption | ConfigError.ConfigError,
+  Scope.Scope
+> =>
+  Effect.gen(function*() {
+    const { agentName = "effect-disk-storage" } = options
+    const backends = options.backends ?? [{ name: posix.backendName }]
+    yield* isText("agentName", agentName)
+    for (const { name, parameters = {} } of backends) {
+      yield* isText("backends", name)
+      for (const [key, value] of Object.entries(parameters)) yield* isText(`${name}.${key}`, value)
+    }
+    const names = backends.map(({ name }) => name)
+    if (names.length === 0 || new Set(names).size !== names.length) {
+      return yield* new InvalidOption({ option: "backends", value: names.join(), expected: "one or more, each once" })
+    }
+    const given = backends.find(({ name }) => name === posix.backendName)
+    const maxInFlight = yield* wholeNumber("maxInFlight", options.maxInFlight, given === undefined ? 64 : 1, 1, 65_536)
+    const stallMillis = yield* stallMillisOf(options.stallTimeout)
+    // Before anything is made.
+    yield* posix.confirmation(options.confirm, undefined)
+    if (given !== undefined) yield* posix.maxPieces(given, "io_uring")
+    const library = options.library ?? (yield* DiskStorageConfig.nixlLibrary)
+    const api = yield* load(library)
+    const name = yield* api.cString(agentName)
+    const { agent, held, plugins, queue, rings } = yield* openAny(api, agentName, name, backends)
+    const confirm = yield* posix.confirmation(options.confirm, queue)
+    const annotations = { library, agentName, backends: names, plugins, queue, confirm }
+    yield* Effect.logDebug("NIXL is ready").pipe(Effect.annotateLogs(annotations))
     return yield* service(api, agent, held, {
       agentName,
       name,
@@ -686,7 +925,10 @@ export const make = (
       backends: names,
       schedule: completion(options.completion),
       maxInFlight,
-      maxPieces,
-      stallMillis: Number.isFinite(stall) ? stall : undefined
+      queue,
+      rings,
+      maxPieces: given === undefined || queue === undefined ? Infinity : yield* posix.maxPieces(given, queue),
+      confirm,
+      stallMillis
     })
   }).pipe(Effect.withSpan("Nixl.make"))

@@ -156,9 +156,19 @@ export interface NixlControl {
   readonly fail: (name: string, nth: number, status: number) => void
   readonly delay: (name: string, nth: number, millis: number) => void
   /** What becomes of the next request that is posted. */
-  readonly transfer: (
-    fate: { readonly error?: number; readonly late?: number; readonly never?: boolean; readonly short?: boolean }
-  ) => void
+  readonly transfer: (fate: {
+    readonly error?: number
+    readonly late?: number
+    readonly never?: boolean
+    readonly short?: boolean
+    /** Through POSIX: the index of the piece that fails. Default 0. */
+    readonly piece?: number
+  }) => void
+  /** io_uring: as it is here, refused by the backend, or passed over, which leaves the backend without a queue. */
+  readonly uring: (how: "available" | "refused" | "passed over") => void
+  /** Whether POSIX moves nothing, and the longest piece that it was given. */
+  readonly dry: (on: boolean) => void
+  readonly longest: () => number
   /** What was never to end ends now. */
   readonly end: (status: number) => void
   readonly alive: () => NixlAlive
@@ -178,13 +188,19 @@ export const nixlControl = (path: string): NixlControl => {
     "int",
     "int",
     "int",
+    "int",
     "int"
   ])
+  const uring: (how: number) => void = library.func("stub_nixl_no_uring", "void", ["int"])
+  const dry: (on: number) => void = library.func("stub_nixl_dry", "void", ["int"])
   return {
     fail: library.func("stub_nixl_fail", "void", ["str", "int", "int"]),
     delay: library.func("stub_nixl_delay", "void", ["str", "int", "int"]),
-    transfer: ({ error = 0, late = 0, never = false, short = false }) =>
-      transfer(error, late, Number(never), Number(short)),
+    transfer: ({ error = 0, late = 0, never = false, piece = 0, short = false }) =>
+      transfer(error, late, Number(never), Number(short), piece),
+    uring: (how) => uring(["available", "refused", "passed over"].indexOf(how)),
+    dry: (on) => dry(Number(on)),
+    longest: library.func("stub_nixl_longest", "double", []),
     end: library.func("stub_nixl_end", "void", ["int"]),
     alive: () => ({
       agents: count(0),

@@ -28,12 +28,23 @@ export interface Answer {
   readonly errno: number
 }
 
+/** Repeats a call on its thread, without a pause, while it answers `answer`: `times` calls at most. */
+export interface Again {
+  readonly answer: number
+  readonly times: number
+}
+
 export interface LibraryThreads<F extends Declarations> {
   /**
    * Makes one call on whichever thread is free. Waiting for one can be interrupted; a call that has begun is waited for. `holds` is what
    * must not be collected until then.
    */
-  readonly call: (name: keyof F & string, args: ReadonlyArray<Value>, holds?: unknown) => Effect.Effect<Answer>
+  readonly call: (
+    name: keyof F & string,
+    args: ReadonlyArray<Value>,
+    holds?: unknown,
+    again?: Again
+  ) => Effect.Effect<Answer>
   /** Makes the same call on each of the threads, one after the other: what is current is so per thread. */
   readonly callOnEach: (
     name: keyof F & string,
@@ -62,9 +73,11 @@ try {
   parentPort.postMessage({ reason: error.message })
 }
 parentPort.on("message", (calls) => {
-  parentPort.postMessage(calls.map(({ name, args }) => {
+  parentPort.postMessage(calls.map(({ name, args, again }) => {
     try {
-      const result = functions.get(name)(...args)
+      const call = functions.get(name)
+      let result = call(...args)
+      for (let left = again?.times ?? 0; left > 1 && result === again.answer; left--) result = call(...args)
       return { result, errno: koffi.errno() }
     } catch (error) {
       return { reason: String(error) }
@@ -83,6 +96,7 @@ interface Call {
   readonly name: string
   readonly args: ReadonlyArray<Value>
   readonly holds: unknown
+  readonly again?: Again | undefined
   /** Whoever waits for its end. */
   ended: (answer: Effect.Effect<Answer>) => void
 }
@@ -139,7 +153,7 @@ const send = (thread: Thread, calls: ReadonlyArray<Call>): void => {
   }
   thread.calls = calls
   worker.ref()
-  worker.postMessage(calls.map(({ args, name }) => ({ name, args })), [])
+  worker.postMessage(calls.map(({ again, args, name }) => ({ name, args, again })), [])
 }
 
 /** What a library that cannot be loaded, or lacks a function, is told by. */
@@ -205,9 +219,9 @@ export const make = <const F extends Declarations>(
       yield* Effect.uninterruptible(Effect.tap(startOne, (thread) => Effect.sync(() => all.push(thread))))
     }
     return {
-      call: (name, args, holds) =>
+      call: (name, args, holds, again) =>
         gate.withPermits(1)(Effect.async<Answer>((resume) => {
-          const call: Call = { name, args, holds, ended: resume }
+          const call: Call = { name, args, holds, again, ended: resume }
           waiting.push(call)
           sendSoon()
           return Effect.suspend(() => {

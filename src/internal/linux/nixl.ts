@@ -4,12 +4,13 @@
  */
 import * as Effect from "effect/Effect"
 import type * as Scope from "effect/Scope"
+import { readdirSync, readFileSync, readlinkSync } from "node:fs"
 import { NixlFailed, NixlUnavailable } from "../../DiskStorageError.js"
 import { errnos } from "../../Syscalls.js"
 import { take } from "../slab.js"
 import type { Part, Slab } from "../slab.js"
 import * as libraryThreads from "./libraryThreads.js"
-import type { Value } from "./libraryThreads.js"
+import type { Again, Value } from "./libraryThreads.js"
 import { addressOf, native } from "./native.js"
 
 /** Handles are addresses. */
@@ -58,7 +59,7 @@ const local = [
 ] as const satisfies ReadonlyArray<Call>
 
 /** The statuses of `nixl_capi_status_t`. */
-export const status = { success: 0, inProgress: 1 } as const
+export const status = { success: 0, inProgress: 1, backend: -2 } as const
 const names: { readonly [status: number]: NixlFailed["name"] } = {
   0: "SUCCESS",
   1: "IN_PROG",
@@ -70,8 +71,43 @@ const names: { readonly [status: number]: NixlFailed["name"] } = {
   [-6]: "NOT_FOUND"
 }
 
-/** `fcntl.h` */
+/** `fcntl.h` and `unistd.h` */
 const F_DUPFD_CLOEXEC = 1030
+const SEEK_END = 2
+/** What `aio_cancel` answers when no request of the descriptor is left (glibc's and musl's `aio.h`). */
+const AIO_ALLDONE = 2
+
+/** The descriptors of io_uring in this process; none where /proc cannot be read. */
+const rings = (): ReadonlySet<number> => {
+  const found = new Set<number>()
+  try {
+    for (const fd of readdirSync("/proc/self/fd")) {
+      try {
+        if (readlinkSync(`/proc/self/fd/${fd}`) === "anon_inode:[io_uring]") found.add(Number(fd))
+      } catch {
+        // Closed meanwhile.
+      }
+    }
+  } catch {
+    // No /proc: no ring is known.
+  }
+  return found
+}
+
+/**
+ * Whether the kernel has completed all that it took from a ring, by the counters in its fdinfo (Linux 5.15): it posts
+ * one completion for each submission here. Undefined where the kernel does not show them.
+ */
+const ringIdle = (fd: number): boolean | undefined => {
+  try {
+    const info = readFileSync(`/proc/self/fdinfo/${fd}`, "utf8")
+    const taken = /^SqHead:\s*(\d+)$/m.exec(info)?.[1]
+    const completed = /^CqTail:\s*(\d+)$/m.exec(info)?.[1]
+    return taken === undefined || completed === undefined ? undefined : Number(taken) === Number(completed)
+  } catch {
+    return undefined
+  }
+}
 
 export const failed = (call: string, what: number, target: string): NixlFailed =>
   new NixlFailed({ call, status: what, name: names[what] ?? "UNKNOWN", target })
@@ -85,7 +121,12 @@ export interface CString {
 export interface Api {
   readonly library: string
   /** What the call answers: 0, 1, or below 0. */
-  readonly ask: (call: Call, args: ReadonlyArray<Value>, holds?: unknown) => Effect.Effect<number>
+  readonly ask: (
+    call: Call,
+    args: ReadonlyArray<Value>,
+    holds?: unknown,
+    again?: Again
+  ) => Effect.Effect<number>
   /** Fails where it answers anything but 0; `target` is what it is about, for the error. */
   readonly call: (
     call: Call,
@@ -107,6 +148,16 @@ export interface Api {
   /** A descriptor of the same file, which children do not inherit. */
   readonly duplicate: (fd: number, target: string) => Effect.Effect<number, NixlFailed>
   readonly close: (fd: number) => Effect.Effect<void>
+  /** The size of the file in bytes. */
+  readonly sizeOf: (fd: number) => Effect.Effect<number>
+  readonly rings: () => ReadonlySet<number>
+  /** Whether nothing of a ring is in flight; undefined where the kernel does not show it. */
+  readonly ringIdle: (fd: number) => boolean | undefined
+  /**
+   * Cancels the requests of POSIX AIO for a descriptor that have not begun, and answers whether none is left; undefined
+   * where the C library has no such call.
+   */
+  readonly aioIdle: (fd: number) => Effect.Effect<boolean | undefined>
 }
 
 export const load = (library: string): Effect.Effect<Api, NixlUnavailable, Scope.Scope> =>
@@ -116,7 +167,9 @@ export const load = (library: string): Effect.Effect<Api, NixlUnavailable, Scope
     const declarations: { [name: string]: libraryThreads.Declaration } = {
       // libc's, through what NIXL is linked with: it has another name with each libc.
       fcntl: { library, result: "int", args: ["int", "int", "int"] },
-      close: { library, result: "int", args: ["int"] }
+      close: { library, result: "int", args: ["int"] },
+      lseek: { library, result: "int64_t", args: ["int", "int64_t", "int"] },
+      aio_cancel: { library, result: "int", args: ["int", "uint64_t"], optional: true }
     }
     for (const [name, args] of Object.entries(signatures)) declarations[name] = { library, result: "int", args }
     const threads = yield* Effect.mapError(libraryThreads.make(declarations, 1), unavailable)
@@ -142,10 +195,10 @@ export const load = (library: string): Effect.Effect<Api, NixlUnavailable, Scope
     // Nobody else's call may answer before this one's answer was taken.
     const turn = yield* Effect.makeSemaphore(1)
 
-    const ask: Api["ask"] = (call, args, holds) => {
+    const ask: Api["ask"] = (call, args, holds, again) => {
       const local = here.get(call)
       return local === undefined
-        ? Effect.map(threads.call(call, args, holds), ({ result }) => Number(result))
+        ? Effect.map(threads.call(call, args, holds, again), ({ result }) => Number(result))
         : Effect.sync(() => Number(local(...args)))
     }
     const call: Api["call"] = (name, target, args, holds) =>
@@ -182,6 +235,16 @@ export const load = (library: string): Effect.Effect<Api, NixlUnavailable, Scope
                 target
               })
             )),
-      close: (fd) => Effect.asVoid(threads.call("close", [fd]))
+      close: (fd) => Effect.asVoid(threads.call("close", [fd])),
+      sizeOf: (fd) => Effect.map(threads.call("lseek", [fd, 0, SEEK_END]), ({ result }) => Number(result)),
+      rings,
+      ringIdle,
+      aioIdle: (fd) =>
+        threads.has("aio_cancel")
+          ? Effect.map(
+            threads.call("aio_cancel", [fd, 0]),
+            ({ result }) => Number(result) < 0 ? undefined : Number(result) === AIO_ALLDONE
+          )
+          : Effect.succeed(undefined)
     }
   })

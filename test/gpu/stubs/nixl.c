@@ -2,13 +2,21 @@
  * The C API of NIXL over host memory and real files. Signatures and numbers: `src/bindings/rust/wrapper.h` of NIXL; what it refuses follows
  * `wrapper.cpp`, `src/core/nixl_agent.cpp` and `src/plugins/{posix,gds_mt}`. Beyond these it refuses what they would crash on or pass over:
  * handles that are gone, a file without a name, a descriptor that is another file by now, a request that is released in flight.
+ *
+ * The queues of the backend POSIX behave as those of NIXL 1.0 to 1.4. The queue follows from the parameters, AIO without
+ * any. An error stays at the head of io_uring and POSIX AIO; AIO reports none; POSIX AIO alone reports a short transfer.
  */
 #define _GNU_SOURCE
 #include "stub.h"
 #include <stdbool.h>
 #include <stddef.h>
+#include <errno.h>
+#include <linux/io_uring.h>
 #include <stdio.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 /* In the stub of CUDA: the device of live device memory, or -1; and the same while a transfer is at it. */
@@ -20,8 +28,7 @@ typedef enum {
   IN_PROG = 1,
   INVALID_PARAM = -1,
   BACKEND = -2,
-  INVALID_STATE = -3,
-  NOT_FOUND = -6
+  INVALID_STATE = -3
 } status_t;
 
 enum { DRAM = 0, VRAM = 1, FILE_KIND = 4 };
@@ -38,6 +45,46 @@ typedef struct {
   size_t length;
   uint64_t device;
 } desc;
+
+typedef enum { LINUX_AIO, URING, POSIX_AIO } queue_kind;
+
+struct object;
+
+/* A piece in the queue of POSIX. */
+typedef struct io {
+  struct io *next;
+  /* All of a queue, for as long as that lives. */
+  struct io *other;
+  struct object *request;
+  desc memory, file;
+  int operation;
+  /* What becomes of it: an error of the kernel, milliseconds, or no end before stub_nixl_end. */
+  int error, late, never, shortened;
+  enum { QUEUED, RUNNING, DONE } state;
+  ssize_t result;
+  /* What a ring reads from where the piece ends late. */
+  int event;
+  uint64_t counter;
+} io;
+
+typedef struct {
+  io *first, **last;
+} ios;
+
+typedef struct {
+  queue_kind kind;
+  /* NIXL 1.0 makes a backend without a queue where it has no io_uring: a transfer is a crash. */
+  int absent;
+  long pool, used;
+  io *all;
+  /* Those to submit, and those of AIO that have ended or of POSIX AIO that were submitted, in order. */
+  ios waiting, taken;
+  int ring;
+  char *submissions, *completions;
+  struct io_uring_sqe *entries;
+  struct io_uring_params ring_params;
+  size_t submissions_size, completions_size;
+} queue;
 
 typedef struct object {
   struct object *next;
@@ -58,8 +105,12 @@ typedef struct object {
   int shortened;
   int operation;
   desc *files;
-  /* Of parameters and of the backend POSIX: pieces of a request, in all. Its queue has 64 places where it is not told. */
-  long pool;
+  /* Of parameters: pieces in flight, in all, 64 by default, and places of the kernel's queue. */
+  long pool, kernel;
+  int use[3];
+  /* Of agents, and of requests that go through it. */
+  queue *queue;
+  long confirmed;
 } object;
 
 typedef struct registration {
@@ -77,7 +128,10 @@ static int refusals;
 static int looks;
 static int threads;
 /* What becomes of the next transfers that are posted: see stub_nixl_transfer. */
-static int next_error, next_late, next_never, next_short;
+static int next_error, next_piece, next_late, next_never, next_short;
+/* 1: io_uring cannot be had, 2: it is passed over as by NIXL 1.0. Dry: POSIX moves nothing. */
+static int no_uring, dry;
+static size_t longest;
 /* Whether a second thread has used an agent. */
 static pthread_t user;
 static int has_user;
@@ -105,6 +159,9 @@ static object *find(kind_t kind, const object *wanted) {
 }
 
 static void drop(object *gone) {
+  if (gone->kind == REQUEST && gone->queue != NULL)
+    for (io *each = gone->queue->all; each != NULL; each = each->other)
+      if (each->request == gone) each->request = NULL;
   for (object **at = &objects; *at != NULL; at = &(*at)->next)
     if (*at == gone) {
       *at = gone->next;
@@ -159,11 +216,65 @@ static int agent_used(const object *agent) {
   return 0;
 }
 
+/* A request that failed may be leaked: the real one survives it. */
+static object *failed_of(const object *agent) {
+  for (object *each = objects; each != NULL; each = each->next)
+    if (each->kind == REQUEST && each->agent == agent && each->queue != NULL && each->status < 0) return each;
+  return NULL;
+}
+
+/* The kernel may have completed what no poll has seen. */
+static int is_completed(const queue *of, const io *one) {
+  if (of->kind != URING || one->event >= 0) return 0;
+  const unsigned *head = (unsigned *)(of->completions + of->ring_params.cq_off.head);
+  const unsigned *tail = (unsigned *)(of->completions + of->ring_params.cq_off.tail);
+  const unsigned mask = *(unsigned *)(of->completions + of->ring_params.cq_off.ring_mask);
+  const struct io_uring_cqe *entries = (struct io_uring_cqe *)(of->completions + of->ring_params.cq_off.cqes);
+  const unsigned end = __atomic_load_n(tail, __ATOMIC_ACQUIRE);
+  for (unsigned at = *head; at != end; at++)
+    if (entries[at & mask].user_data == (uintptr_t)one) return 1;
+  return 0;
+}
+
+/* Pieces that are under way: all of a queue, or those of a request. */
+static int running_in(const queue *of, const object *request) {
+  int count = 0;
+  for (const io *each = of == NULL ? NULL : of->all; each != NULL; each = each->other)
+    count += (request == NULL || each->request == request) && each->state == RUNNING && !is_completed(of, each);
+  return count;
+}
+
+static void end_queue(queue *of) {
+  if (of == NULL) return;
+  if (of->ring >= 0) {
+    munmap(of->entries, of->ring_params.sq_entries * sizeof *of->entries);
+    munmap(of->submissions, of->submissions_size);
+    munmap(of->completions, of->completions_size);
+    close(of->ring);
+  }
+  while (of->all != NULL) {
+    io *gone = of->all;
+    of->all = gone->other;
+    if (gone->event >= 0) close(gone->event);
+    free(gone);
+  }
+  free(of);
+}
+
 int nixl_capi_destroy_agent(object *agent) {
   ENTER(1);
   CHECK(find(AGENT, agent), INVALID_PARAM);
+  /* The end of AIO waits for its I/O. The ring goes on, and POSIX AIO writes to the queue that is freed. */
+  while (agent->queue != NULL && agent->queue->kind == LINUX_AIO && running_in(agent->queue, NULL) > 0) {
+    pthread_mutex_unlock(&stub_mutex);
+    stub_sleep(1);
+    pthread_mutex_lock(&stub_mutex);
+  }
+  CHECK(running_in(agent->queue, NULL) == 0, INVALID_STATE);
+  for (object *failed = failed_of(agent); failed != NULL; failed = failed_of(agent)) drop(failed);
   /* The real one would leave backends and requests that point into nothing. */
   CHECK(!agent_used(agent), INVALID_STATE);
+  end_queue(agent->queue);
   for (registration **at = &registrations; *at != NULL;) {
     registration *each = *at;
     if (each->agent != agent) {
@@ -217,6 +328,10 @@ int nixl_capi_params_add(object *params, const char *key, const char *value) {
   ENTER(0);
   CHECK(find(PARAMS, params) && key != NULL && value != NULL, INVALID_PARAM);
   if (strcmp(key, "ios_pool_size") == 0) params->pool = atol(value);
+  if (strcmp(key, "kernel_queue_size") == 0) params->kernel = atol(value);
+  const char *const names[] = {"use_aio", "use_uring", "use_posix_aio"};
+  for (int kind = 0; kind < 3; kind++)
+    if (strcmp(key, names[kind]) == 0) params->use[kind] = strcmp(value, "true") == 0 || strcmp(value, "1") == 0;
   /* Kept for the test to see: the last one. */
   snprintf(params->name, sizeof params->name, "%s=%s", key, value);
   LEAVE(SUCCESS);
@@ -237,6 +352,37 @@ static object *backend_of(const object *agent, const char *name) {
 
 static char last_parameter[64];
 
+static long clamp(long value, long least, long most) { return value < least ? least : value > most ? most : value; }
+
+static int open_ring(queue *of, unsigned size) {
+  struct io_uring_params *params = &of->ring_params;
+  of->ring = (int)syscall(__NR_io_uring_setup, size, params);
+  if (of->ring < 0) return 0;
+  of->submissions_size = params->sq_off.array + params->sq_entries * sizeof (unsigned);
+  of->completions_size = params->cq_off.cqes + params->cq_entries * sizeof (struct io_uring_cqe);
+  const int shared = MAP_SHARED | MAP_POPULATE, both = PROT_READ | PROT_WRITE;
+  of->submissions = mmap(NULL, of->submissions_size, both, shared, of->ring, IORING_OFF_SQ_RING);
+  of->completions = mmap(NULL, of->completions_size, both, shared, of->ring, IORING_OFF_CQ_RING);
+  of->entries = mmap(NULL, params->sq_entries * sizeof *of->entries, both, shared, of->ring, IORING_OFF_SQES);
+  return of->submissions != MAP_FAILED && of->completions != MAP_FAILED && of->entries != MAP_FAILED;
+}
+
+/* As getIoQueueType chooses; NULL where it cannot be had. */
+static queue *make_queue(const object *params) {
+  queue *made = calloc(1, sizeof *made);
+  made->kind = params->use[0] ? LINUX_AIO : params->use[1] ? URING : params->use[2] ? POSIX_AIO : LINUX_AIO;
+  made->pool = clamp(params->pool, 64, 65536);
+  made->waiting.last = &made->waiting.first;
+  made->taken.last = &made->taken.first;
+  made->ring = -1;
+  made->absent = made->kind == URING && no_uring == 2;
+  if (made->kind != URING || made->absent) return made;
+  if (no_uring == 0 && open_ring(made, (unsigned)clamp(params->kernel, 16, 1024))) return made;
+  if (made->ring >= 0) close(made->ring);
+  free(made);
+  return NULL;
+}
+
 int nixl_capi_create_backend(object *agent, const char *name, object *params, object **backend) {
   ENTER(1);
   CHECK(find(AGENT, agent) && name != NULL && find(PARAMS, params) && backend != NULL, INVALID_PARAM);
@@ -247,9 +393,13 @@ int nixl_capi_create_backend(object *agent, const char *name, object *params, ob
   const char *excluded = strcmp(name, "GDS") == 0 ? "GDS_MT" : strcmp(name, "GDS_MT") == 0 ? "GDS" : "";
   CHECK(backend_of(agent, excluded) == NULL, BACKEND);
   snprintf(last_parameter, sizeof last_parameter, "%s", params->name);
+  if (strcmp(name, "POSIX") == 0) {
+    CHECK(agent->queue == NULL, BACKEND);
+    agent->queue = make_queue(params);
+    if (agent->queue == NULL) LEAVE(BACKEND);
+  }
   *backend = make(BACKEND_HANDLE, agent);
   snprintf((*backend)->name, sizeof (*backend)->name, "%s", name);
-  (*backend)->pool = params->pool > 64 ? params->pool : 64;
   LEAVE(SUCCESS);
 }
 
@@ -327,24 +477,44 @@ static registration **registered(const object *agent, int memory, const desc *at
   return NULL;
 }
 
+/* Sorted as NIXL sorts: by device, address and length. */
+static int before(const desc *one, const desc *other) {
+  if (one->device != other->device) return one->device < other->device;
+  if (one->address != other->address) return one->address < other->address;
+  return one->length < other->length;
+}
+
+static int covers(const desc *known, const desc *at) {
+  return known->device == at->device && at->address >= known->address && at->length <= known->length &&
+         at->address - known->address <= known->length - at->length;
+}
+
+/* The first registration that is not sorted before the range, and the last one that is: no other is looked at. */
 static const registration *covering(const object *agent, int memory, const desc *at) {
-  for (const registration *each = registrations; each != NULL; each = each->next)
-    if (each->agent == agent && each->memory == memory && each->at.device == at->device &&
-        at->address >= each->at.address && at->length <= each->at.length &&
-        at->address - each->at.address <= each->at.length - at->length)
-      return each;
-  return NULL;
+  const registration *next = NULL, *previous = NULL;
+  for (const registration *each = registrations; each != NULL; each = each->next) {
+    if (each->agent != agent || each->memory != memory) continue;
+    if (before(&each->at, at)) {
+      if (previous == NULL || before(&previous->at, &each->at)) previous = each;
+    } else if (next == NULL || before(&each->at, &next->at)) {
+      next = each;
+    }
+  }
+  if (next != NULL && covers(&next->at, at)) return next;
+  return previous != NULL && covers(&previous->at, at) ? previous : NULL;
 }
 
 int nixl_capi_register_mem(object *agent, object *list, object *options) {
   ENTER(1);
   CHECK(find(AGENT, agent) && find(REG_LIST, list), INVALID_PARAM);
   CHECK(options == NULL || find(OPT_ARGS, options), INVALID_PARAM);
-  CHECK(supported(agent, list->memory), NOT_FOUND);
+  CHECK(supported(agent, list->memory), BACKEND);
   for (size_t index = 0; index < list->count; index++) {
     const desc *at = &list->descs[index];
     registration made = {registrations, agent, list->memory, *at, 0, 0};
-    CHECK(at->length > 0 && registered(agent, list->memory, at) == NULL, BACKEND);
+    /* POSIX takes the same a second time; cuFile does not. */
+    const int alone = backend_of(agent, "GDS") == NULL && backend_of(agent, "GDS_MT") == NULL;
+    CHECK(at->length > 0 && (alone || registered(agent, list->memory, at) == NULL), BACKEND);
     if (list->memory == FILE_KIND) {
       struct stat file;
       CHECK(at->address == 0 && fstat((int)at->device, &file) == 0, BACKEND);
@@ -362,6 +532,8 @@ int nixl_capi_register_mem(object *agent, object *list, object *options) {
   LEAVE(SUCCESS);
 }
 
+static int in_flight(const object *request) { return request->running + running_in(request->queue, request); }
+
 int nixl_capi_deregister_mem(object *agent, object *list, object *options) {
   ENTER(1);
   CHECK(find(AGENT, agent) && find(REG_LIST, list), INVALID_PARAM);
@@ -369,9 +541,9 @@ int nixl_capi_deregister_mem(object *agent, object *list, object *options) {
   for (size_t index = 0; index < list->count; index++) {
     const desc *at = &list->descs[index];
     registration **found = registered(agent, list->memory, at);
-    CHECK(found != NULL, NOT_FOUND);
+    CHECK(found != NULL, BACKEND);
     for (const object *each = objects; each != NULL; each = each->next)
-      for (size_t piece = 0; each->kind == REQUEST && each->running && piece < each->count; piece++) {
+      for (size_t piece = 0; each->kind == REQUEST && in_flight(each) && piece < each->count; piece++) {
         const desc *used = list->memory == FILE_KIND ? &each->files[piece] : &each->descs[piece];
         /* The registration of what a transfer is at. */
         if ((list->memory == FILE_KIND || list->memory == each->memory) && used->device == at->device)
@@ -415,6 +587,7 @@ int nixl_capi_create_xfer_req(
   made->count = local->count;
   /* Not posted is an error to the real one, too. */
   made->status = BACKEND;
+  made->queue = local->memory == DRAM && backend_of(agent, "POSIX") != NULL ? agent->queue : NULL;
   made->descs = malloc(local->count * sizeof *made->descs);
   made->files = malloc(local->count * sizeof *made->files);
   memcpy(made->descs, local->descs, local->count * sizeof *made->descs);
@@ -451,20 +624,185 @@ static void *transfer(void *argument) {
   return NULL;
 }
 
+static void append(ios *list, io *one) {
+  one->next = NULL;
+  *list->last = one;
+  list->last = &one->next;
+}
+
+static io *take(ios *list) {
+  io *one = list->first;
+  list->first = one->next;
+  if (one->next == NULL) list->last = &list->first;
+  return one;
+}
+
+/* What Linux does of a piece; with the mutex or without. */
+static ssize_t move(const io *one) {
+  size_t length = one->shortened ? one->file.length / 2 : one->file.length;
+  const size_t most = 0x7ffff000;
+  if (one->error != 0) return -EIO;
+  if (dry) return (ssize_t)(length < most ? length : most);
+  void *bytes = (void *)one->memory.address;
+  const int fd = (int)one->file.device;
+  const off_t at = (off_t)one->file.address;
+  const ssize_t moved = one->operation == READ ? pread(fd, bytes, length, at) : pwrite(fd, bytes, length, at);
+  return moved < 0 ? -errno : moved;
+}
+
+/* With the mutex held. */
+static void finish(io *one, ssize_t result) {
+  queue *of = one->request->queue;
+  one->result = result;
+  one->state = DONE;
+  const uint64_t once = 1;
+  if (of->kind == LINUX_AIO) append(&of->taken, one);
+  if (one->event >= 0 && write(one->event, &once, sizeof once) != sizeof once) refusals++;
+}
+
+static void *move_late(void *argument) {
+  io *one = argument;
+  stub_sleep(one->late);
+  const ssize_t result = move(one);
+  pthread_mutex_lock(&stub_mutex);
+  finish(one, result);
+  threads--;
+  pthread_mutex_unlock(&stub_mutex);
+  return NULL;
+}
+
+/* One entry of the ring: the piece itself, or a read from what is written to when the piece ends. */
+static void submit_to_ring(queue *of, io *one) {
+  char *at = of->submissions;
+  unsigned *tail = (unsigned *)(at + of->ring_params.sq_off.tail);
+  const unsigned index = *tail & *(unsigned *)(at + of->ring_params.sq_off.ring_mask);
+  struct io_uring_sqe *entry = &of->entries[index];
+  memset(entry, 0, sizeof *entry);
+  if (one->late > 0 || one->never || one->error != 0 || dry) {
+    one->event = eventfd(0, EFD_CLOEXEC);
+    entry->opcode = IORING_OP_READ;
+    entry->fd = one->event;
+    entry->addr = (uintptr_t)&one->counter;
+    entry->len = sizeof one->counter;
+  } else {
+    entry->opcode = one->operation == READ ? IORING_OP_READ : IORING_OP_WRITE;
+    entry->fd = (int)one->file.device;
+    entry->addr = one->memory.address;
+    entry->len = (unsigned)(one->shortened ? one->file.length / 2 : one->file.length);
+    entry->off = one->file.address;
+  }
+  entry->user_data = (uintptr_t)one;
+  ((unsigned *)(at + of->ring_params.sq_off.array))[index] = index;
+  __atomic_store_n(tail, *tail + 1, __ATOMIC_RELEASE);
+  if (syscall(__NR_io_uring_enter, of->ring, 1, 0, 0, NULL, 0) != 1) refusals++;
+}
+
+/* At most 64 of those that wait. */
+static void submit(queue *of) {
+  for (int count = 0; count < 64 && of->waiting.first != NULL; count++) {
+    io *one = take(&of->waiting);
+    one->state = RUNNING;
+    if (of->kind == URING) submit_to_ring(of, one);
+    if (of->kind == POSIX_AIO) append(&of->taken, one);
+    pthread_t thread;
+    if (one->never) continue;
+    if (one->late > 0) {
+      threads++;
+      pthread_create(&thread, NULL, move_late, one);
+      pthread_detach(thread);
+    } else if (of->kind != URING || one->event >= 0) {
+      finish(one, move(one));
+    }
+  }
+}
+
+/* The backend calls back into the request, which it does not know to be released. */
+static void confirm(const io *one) {
+  if (one->request == NULL) refusals++;
+  else one->request->confirmed++;
+}
+
+static int reap_ring(queue *of) {
+  unsigned *head = (unsigned *)(of->completions + of->ring_params.cq_off.head);
+  const unsigned tail = __atomic_load_n((unsigned *)(of->completions + of->ring_params.cq_off.tail), __ATOMIC_ACQUIRE);
+  const unsigned mask = *(unsigned *)(of->completions + of->ring_params.cq_off.ring_mask);
+  const struct io_uring_cqe *entries = (struct io_uring_cqe *)(of->completions + of->ring_params.cq_off.cqes);
+  unsigned count = 0;
+  while (count < 64 && *head + count != tail) {
+    const struct io_uring_cqe *entry = &entries[(*head + count) & mask];
+    io *one = (io *)(uintptr_t)entry->user_data;
+    const ssize_t result = one->event >= 0 ? one->result : entry->res;
+    one->state = DONE;
+    confirm(one);
+    of->used--;
+    /* Those before it in this round are not consumed either. */
+    if (result < 0) return BACKEND;
+    count++;
+  }
+  __atomic_store_n(head, *head + count, __ATOMIC_RELEASE);
+  return IN_PROG;
+}
+
+static int poll(queue *of) {
+  submit(of);
+  if (of->kind == URING) return reap_ring(of);
+  for (int count = 0; count < 64 && of->taken.first != NULL; count++) {
+    const io *one = of->taken.first;
+    if (of->kind == POSIX_AIO) {
+      if (one->state != DONE) return IN_PROG;
+      if (one->result != (ssize_t)one->file.length) return BACKEND;
+    }
+    confirm(take(&of->taken));
+    of->used--;
+  }
+  return IN_PROG;
+}
+
+/* `never` and `late` are for all pieces but the one that fails. */
+static int post_to_queue(object *request) {
+  queue *of = request->queue;
+  /* A crash of the real one. */
+  if (of->absent) return refuse(BACKEND);
+  request->confirmed = 0;
+  for (size_t index = 0; index < request->count; index++) {
+    /* What is in the queue by then stays there. */
+    if (of->used >= of->pool) return BACKEND;
+    io *one = calloc(1, sizeof *one);
+    const int fails = request->error != 0 && (size_t)next_piece == index;
+    *one = (io){.other = of->all, .request = request, .memory = request->descs[index], .file = request->files[index],
+                .operation = request->operation, .error = fails, .late = fails ? 0 : request->late,
+                .never = !fails && request->never, .shortened = request->shortened, .event = -1};
+    of->all = one;
+    of->used++;
+    if (one->file.length > longest) longest = one->file.length;
+    append(&of->waiting, one);
+  }
+  submit(of);
+  return IN_PROG;
+}
+
+static int check(object *request) {
+  if (request->queue == NULL || request->status != IN_PROG) return request->status;
+  return request->status = request->confirmed == (long)request->count ? SUCCESS : poll(request->queue);
+}
+
 int nixl_capi_post_xfer_req(object *agent, object *request, object *options) {
   ENTER(1);
   CHECK(find(AGENT, agent) && find(REQUEST, request) && request->agent == agent, INVALID_PARAM);
   CHECK(options == NULL || find(OPT_ARGS, options), INVALID_PARAM);
   CHECK(!request->released && !request->running, BACKEND);
-  const object *posix = backend_of(agent, "POSIX");
-  CHECK(request->memory != DRAM || posix == NULL || (long)request->count <= posix->pool, BACKEND);
-  request->status = IN_PROG;
-  request->running = 1;
   request->error = next_error;
   request->late = next_late;
   request->never = next_never;
   request->shortened = next_short;
-  next_error = next_late = next_never = next_short = 0;
+  if (request->queue != NULL) {
+    request->status = post_to_queue(request);
+    next_error = next_piece = next_late = next_never = next_short = 0;
+    LEAVE(request->status);
+  }
+  next_error = next_piece = next_late = next_never = next_short = 0;
+  request->status = IN_PROG;
+  request->running = 1;
   hold_devices(request, 1);
   pthread_t thread;
   if (!request->never) {
@@ -484,14 +822,15 @@ int nixl_capi_get_xfer_status(object *agent, object *request) {
   ENTER(1);
   CHECK(find(AGENT, agent) && find(REQUEST, request) && !request->released, INVALID_PARAM);
   looks++;
-  LEAVE(request->status);
+  LEAVE(check(request));
 }
 
 int nixl_capi_release_xfer_req(object *agent, object *request) {
   ENTER(1);
   CHECK(find(AGENT, agent) && find(REQUEST, request) && !request->released, INVALID_PARAM);
+  check(request);
   /* The real ones free what the kernel still writes to, or wait for it on the thread that calls. */
-  CHECK(!request->running, BACKEND);
+  CHECK(in_flight(request) == 0, BACKEND);
   request->released = 1;
   LEAVE(SUCCESS);
 }
@@ -510,26 +849,51 @@ void stub_nixl_fail(const char *name, int nth, int status) { stub_schedule(name,
 /* It answers so much later. */
 void stub_nixl_delay(const char *name, int nth, int millis) { stub_schedule(name, nth, 0, 0, millis); }
 
-/* The next request that is posted ends with `error`, or `late` milliseconds later, or never, or half of it is moved. */
-void stub_nixl_transfer(int error, int late, int never, int shortened) {
+/* The next request that is posted ends with `error`, or `late` milliseconds later, or never, or half of it is moved.
+   Through POSIX it is the piece with the index `piece` that fails, at once, and the others are late or never end. */
+void stub_nixl_transfer(int error, int late, int never, int shortened, int piece) {
   pthread_mutex_lock(&stub_mutex);
   next_error = error;
   next_late = late;
   next_never = never;
   next_short = shortened;
+  next_piece = piece;
   pthread_mutex_unlock(&stub_mutex);
 }
 
 /* What was never to end ends now, with `status`, and without anything moved. */
 void stub_nixl_end(int status) {
   pthread_mutex_lock(&stub_mutex);
-  for (object *each = objects; each != NULL; each = each->next)
+  for (object *each = objects; each != NULL; each = each->next) {
     if (each->kind == REQUEST && each->never && each->running) {
       hold_devices(each, -1);
       each->running = 0;
       each->status = status;
     }
+    if (each->kind == AGENT && each->queue != NULL)
+      for (io *one = each->queue->all; one != NULL; one = one->other)
+        if (one->never && one->state == RUNNING) finish(one, status == SUCCESS ? (ssize_t)one->file.length : -EIO);
+  }
   pthread_mutex_unlock(&stub_mutex);
+}
+
+/* io_uring: 0 as the kernel has it, 1 the backend refuses it, 2 the backend is made without a queue. */
+void stub_nixl_no_uring(int how) { no_uring = how; }
+
+/* Whether POSIX moves nothing, and the longest piece that it was given. */
+void stub_nixl_dry(int on) { dry = on; }
+double stub_nixl_longest(void) { return (double)longest; }
+
+/* That of libc, for the pieces of POSIX AIO here: 1 where one is under way, else 2, all are done. */
+int aio_cancel(int fd, void *request);
+int aio_cancel(int fd, void *request) {
+  int answer = 2;
+  pthread_mutex_lock(&stub_mutex);
+  for (const object *each = objects; each != NULL && request == NULL; each = each->next)
+    for (const io *one = each->kind == AGENT && each->queue != NULL ? each->queue->all : NULL; one != NULL; one = one->other)
+      if (each->queue->kind == POSIX_AIO && (int)one->file.device == fd && one->state == RUNNING) answer = 1;
+  pthread_mutex_unlock(&stub_mutex);
+  return answer;
 }
 
 /* How many are alive: 0 agents, 1 backends, 2 parameters, strings and lists, 3 requests, 4 registrations of files, 5 of memory; 6 calls
@@ -564,6 +928,11 @@ const char *stub_nixl_parameter(void) { return last_parameter; }
 void stub_nixl_reset(void) {
   stub_forget_faults();
   pthread_mutex_lock(&stub_mutex);
+  for (object *each = objects; each != NULL; each = each->next) {
+    if (each->kind == AGENT) end_queue(each->queue);
+    /* Those of requests are the agents'. */
+    each->queue = NULL;
+  }
   while (objects != NULL) drop(objects);
   while (registrations != NULL) {
     registration *gone = registrations;
@@ -571,7 +940,9 @@ void stub_nixl_reset(void) {
     free(gone);
   }
   refusals = looks = has_user = 0;
-  next_error = next_late = next_never = next_short = 0;
+  next_error = next_piece = next_late = next_never = next_short = 0;
+  no_uring = dry = 0;
+  longest = 0;
   last_parameter[0] = 0;
   pthread_mutex_unlock(&stub_mutex);
 }
