@@ -218,12 +218,11 @@ export const storages = (
 export const resolve = (options: BlockStoreOptions) =>
   Effect.gen(function*() {
     yield* argument.unless(argument.objectRefused("options", options))
+    const checksum = options.checksum ?? "xxh128"
     const { content = "" } = options
     yield* argument.unless(argument.stringRefused("content", content))
-    const checksum = options.checksum ?? "xxh128"
-    const content: unknown = options.content ?? ""
-    if (typeof content !== "string" || !isWellFormed(content)) {
-      const value = JSON.stringify(content) ?? String(content)
+    if (!isWellFormed(content)) {
+      const value = argument.shown(content)
       return yield* new InvalidOption({ option: "content", value, expected: "a text without lone surrogates" })
     }
     return {
