@@ -374,6 +374,12 @@ it.effect("writes that are copied although reads are not", () =>
 
 it.effect("the deny list", () =>
   Effect.gen(function*() {
+    // cuFile does not start with a device or mount that is not there.
+    const there: FileTree.Tree = {
+      "/dev/nvme0n1": { rdev: 0x10300 },
+      "/dev/nvme1n1": { rdev: 0x10301 },
+      "/mnt/cache/x": ""
+    }
     const cases = [
       [{ drivers: ["nvme"] }, {}],
       [{ devices: ["/dev/nvme0n1"] }, {}],
@@ -383,7 +389,7 @@ it.effect("the deny list", () =>
       [{ drivers: ["rpcrdma"] }, { filesystem: Machine.nfs("rdma"), devices: [] }]
     ] as const
     for (const [denylist, storage] of cases) {
-      const judgement = yield* judge(configured(Machine.withNvidiaFs, { denylist }), storage)
+      const judgement = yield* judge(configured({ ...Machine.withNvidiaFs, ...there }, { denylist }), storage)
       assert.strictEqual(judgement.verdict, "compat")
       assert.match(judgement.reasons[0] ?? "", /^denylist\./)
       assert.include(row(judgement, "compat-mode")?.evidence ?? "", "denylist.")
@@ -391,7 +397,7 @@ it.effect("the deny list", () =>
     const others = {
       denylist: { drivers: ["nvme_rdma"], devices: ["/dev/nvme1n1"], mounts: ["/mnt"], filesystems: ["xfs"] }
     }
-    assert.strictEqual((yield* judge(configured(Machine.withNvidiaFs, others))).verdict, "nvidia-fs")
+    assert.strictEqual((yield* judge(configured({ ...Machine.withNvidiaFs, ...there }, others))).verdict, "nvidia-fs")
   }))
 
 it.effect("filesystems and I/O that are not direct", () =>
@@ -423,7 +429,8 @@ it.effect("nothing that is not known goes with a direct verdict, on nvidia-fs or
       "/proc/driver/nvidia/version": noVersion,
       "/sys/module/nvidia/version": noVersion
     }
-    const unforced = { force_compat_mode: null }
+    // libcufile 1.15 refuses it, and older ones do not.
+    const unforced = { max_direct_io_size_kb: 64 }
     const cases = [
       [Machine.withNvidiaFs, { io: "unknown" }, loads, /O_DIRECT is direct is not known/],
       [peerToPeer, { io: "unknown" }, loads, /O_DIRECT is direct is not known/],
@@ -434,13 +441,13 @@ it.effect("nothing that is not known goes with a direct verdict, on nvidia-fs or
         configured(Machine.withNvidiaFs, { properties: unforced }),
         {},
         loads,
-        /compatibility mode is forced is not known/
+        /whether cuFile starts with its configuration is not known/
       ],
       [
         configured(Machine.withPeerToPeer, { properties: { ...unforced, use_pci_p2pdma: true } }),
         {},
         loads,
-        /compatibility mode is forced is not known/
+        /whether cuFile starts with its configuration is not known/
       ],
       [Machine.withNvidiaFs, { filesystem: Machine.filesystem("virtiofs") }, loads, /virtiofs/],
       [Machine.withNvidiaFs, { filesystem: silentNfs, devices: [] }, loads, /show no proto=/],
