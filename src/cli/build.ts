@@ -20,7 +20,7 @@ const { metafile } = await build({
   // The names of functions stay readable in the stack of a defect.
   minifyIdentifiers: false,
   // What the package depends on is there beside it.
-  external: ["koffi", "@humanwhocodes/momoa", "hash-wasm"],
+  external: ["koffi", "hash-wasm"],
   define: { "process.env.NODE_ENV": "\"production\"" },
   legalComments: "none",
   logLevel: "warning",

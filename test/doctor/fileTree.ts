@@ -74,7 +74,7 @@ export const layer = (tree: Tree): Layer.Layer<FileSystem.FileSystem> => {
   ) =>
     Effect.suspend(() => {
       const real = resolve(tree, path)
-      return real in tree || isDirectory(tree, real) ? use(real) : fail(method, "NotFound")(path)
+      return path !== "" && (real in tree || isDirectory(tree, real)) ? use(real) : fail(method, "NotFound")(path)
     })
   const read = (method: string, path: string) =>
     existing(method, path, (real) => {

@@ -20,7 +20,7 @@ const find = (tree: FileTree.Tree, cuFile = loads) =>
     Effect.withConfigProvider(ConfigProvider.fromMap(new Map()))
   )
 
-type Storage = Partial<Pick<GpuInput, "filesystem" | "devices" | "io" | "kernelRelease">>
+type Storage = Partial<Pick<GpuInput, "filesystem" | "devices" | "io" | "kernelRelease" | "driverAnswer">>
 
 /** ext4 on an NVMe partition, with direct I/O and a kernel of today, where the test does not say otherwise. */
 const judge = (tree: FileTree.Tree, storage: Storage = {}, cuFile = loads) =>
@@ -374,6 +374,12 @@ it.effect("writes that are copied although reads are not", () =>
 
 it.effect("the deny list", () =>
   Effect.gen(function*() {
+    // cuFile does not start with a device or mount that is not there.
+    const there: FileTree.Tree = {
+      "/dev/nvme0n1": { rdev: 0x10300 },
+      "/dev/nvme1n1": { rdev: 0x10301 },
+      "/mnt/cache/x": ""
+    }
     const cases = [
       [{ drivers: ["nvme"] }, {}],
       [{ devices: ["/dev/nvme0n1"] }, {}],
@@ -383,7 +389,7 @@ it.effect("the deny list", () =>
       [{ drivers: ["rpcrdma"] }, { filesystem: Machine.nfs("rdma"), devices: [] }]
     ] as const
     for (const [denylist, storage] of cases) {
-      const judgement = yield* judge(configured(Machine.withNvidiaFs, { denylist }), storage)
+      const judgement = yield* judge(configured({ ...Machine.withNvidiaFs, ...there }, { denylist }), storage)
       assert.strictEqual(judgement.verdict, "compat")
       assert.match(judgement.reasons[0] ?? "", /^denylist\./)
       assert.include(row(judgement, "compat-mode")?.evidence ?? "", "denylist.")
@@ -391,7 +397,7 @@ it.effect("the deny list", () =>
     const others = {
       denylist: { drivers: ["nvme_rdma"], devices: ["/dev/nvme1n1"], mounts: ["/mnt"], filesystems: ["xfs"] }
     }
-    assert.strictEqual((yield* judge(configured(Machine.withNvidiaFs, others))).verdict, "nvidia-fs")
+    assert.strictEqual((yield* judge(configured({ ...Machine.withNvidiaFs, ...there }, others))).verdict, "nvidia-fs")
   }))
 
 it.effect("filesystems and I/O that are not direct", () =>
@@ -423,7 +429,8 @@ it.effect("nothing that is not known goes with a direct verdict, on nvidia-fs or
       "/proc/driver/nvidia/version": noVersion,
       "/sys/module/nvidia/version": noVersion
     }
-    const unforced = { force_compat_mode: null }
+    // libcufile 1.15 refuses it, and older ones do not.
+    const unforced = { max_direct_io_size_kb: 64 }
     const cases = [
       [Machine.withNvidiaFs, { io: "unknown" }, loads, /O_DIRECT is direct is not known/],
       [peerToPeer, { io: "unknown" }, loads, /O_DIRECT is direct is not known/],
@@ -434,13 +441,13 @@ it.effect("nothing that is not known goes with a direct verdict, on nvidia-fs or
         configured(Machine.withNvidiaFs, { properties: unforced }),
         {},
         loads,
-        /compatibility mode is forced is not known/
+        /whether cuFile starts with its configuration is not known/
       ],
       [
         configured(Machine.withPeerToPeer, { properties: { ...unforced, use_pci_p2pdma: true } }),
         {},
         loads,
-        /compatibility mode is forced is not known/
+        /whether cuFile starts with its configuration is not known/
       ],
       [Machine.withNvidiaFs, { filesystem: Machine.filesystem("virtiofs") }, loads, /virtiofs/],
       [Machine.withNvidiaFs, { filesystem: silentNfs, devices: [] }, loads, /show no proto=/],
@@ -477,4 +484,59 @@ it.effect("what is not known leaves nothing where compatibility mode is not allo
       "the mount options show no proto=",
       "compatibility mode is not allowed: allow_compat_mode is off"
     ])
+  }))
+
+it.effect("a constraint that only some releases enforce leaves it unknown whether cuFile starts", () =>
+  Effect.gen(function*() {
+    const judgement = yield* judge(configured(Machine.withNvidiaFs, { properties: { max_direct_io_size_kb: 64 } }))
+    assert.strictEqual(judgement.verdict, "compat")
+    assert.match(
+      judgement.reasons.join(),
+      /whether cuFile starts with its configuration is not known: .*1\.15 refuses it/
+    )
+    assert.deepStrictEqual(answers(judgement), allClearBut({ "compat-mode": "unknown" }))
+  }))
+
+it.effect("every release refuses the examples that libcufile 1.15 refuses, and accepts the rest", () =>
+  Effect.gen(function*() {
+    for (
+      const content of [
+        { logging: { dir: "/gone" } },
+        { properties: { posix_pool_slab_size_kb: 4, posix_pool_slab_count: 128 } },
+        { properties: { posix_pool_slab_size_kb: [4, 1024], posix_pool_slab_count: [128] } },
+        { properties: { io_batchsize: 257 } },
+        { properties: { max_device_cache_size_kb: 1001 } }
+      ]
+    ) {
+      const { reasons, verdict } = yield* judge(configured(Machine.withNvidiaFs, content))
+      assert.strictEqual(verdict, "unavailable", JSON.stringify(content))
+      assert.match(reasons[0] ?? "", /cuFile does not start with its configuration: \/etc\/cufile\.json:1:/)
+    }
+    assert.strictEqual(
+      (yield* judge({ ...Machine.withNvidiaFs, "/etc/cufile.json": "\uFEFF{}" })).verdict,
+      "unavailable"
+    )
+    for (const text of ["{\"fs\": {\"mounts\": [{\"path\": \"/mnt\"}]}}", "{} // as it was\nbefore"]) {
+      const { reasons, verdict } = yield* judge({ ...Machine.withNvidiaFs, "/etc/cufile.json": text })
+      assert.strictEqual(verdict, "nvidia-fs", reasons.join())
+    }
+  }))
+
+it.effect("the driver's answer outranks what is read", () =>
+  Effect.gen(function*() {
+    const broken = configured(Machine.withNvidiaFs, { properties: { io_batchsize: 257 } })
+    const opened = yield* judge(broken, { driverAnswer: { opened: true } }, { ...loads, loads: null, reason: "no" })
+    assert.strictEqual(opened.verdict, "nvidia-fs", opened.reasons.join())
+    assert.deepStrictEqual(answers(opened), allClearBut({}))
+    assert.notMatch(JSON.stringify(opened), /does not start|257/)
+    const doubtful = configured(Machine.withNvidiaFs, { properties: { max_direct_io_size_kb: 64 } })
+    assert.strictEqual((yield* judge(doubtful, { driverAnswer: { opened: true } })).verdict, "nvidia-fs")
+
+    const answer = { opened: false, reason: "cuFileDriverOpen failed: EINVAL (-22)" } as const
+    const refused = yield* judge(Machine.withNvidiaFs, { driverAnswer: answer })
+    assert.strictEqual(refused.verdict, "unavailable")
+    assert.deepStrictEqual(refused.reasons, ["cuFile does not start: cuFileDriverOpen failed: EINVAL (-22)"])
+    assert.match(row(refused, "compat-mode")?.evidence ?? "", /EINVAL \(-22\)/)
+    const both = yield* judge(broken, { driverAnswer: answer })
+    assert.match(both.reasons[0] ?? "", /EINVAL \(-22\); \/etc\/cufile\.json:1:\d+: properties\.io_batchsize: 257/)
   }))

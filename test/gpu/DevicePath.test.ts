@@ -18,6 +18,7 @@ import * as AlignedBuffer from "../../src/AlignedBuffer.js"
 import * as BlockStore from "../../src/BlockStore.js"
 import * as DeviceMemory from "../../src/DeviceMemory.js"
 import * as DevicePath from "../../src/DevicePath.js"
+import * as DirectIo from "../../src/DirectIo.js"
 import * as DiskStorage from "../../src/DiskStorage.js"
 import * as Linux from "../../src/Linux.js"
 import * as SimulatedSyscalls from "../../src/SimulatedSyscalls.js"
@@ -131,29 +132,32 @@ describeStubs("the path to a device", ({ cuda, cufile }) => {
   }
 
   /** This machine, but with a GPU, and the files on an NVMe disk that both reach (peer-to-peer DMA), as far as one can see. */
-  const peerToPeer = Layer.mergeAll(
-    Layer.effect(
-      Syscalls.Syscalls,
-      Effect.map(Syscalls.Syscalls, (kernel): Syscalls.Syscalls => ({
-        ...kernel,
-        ...answers({ deviceMajor: 259, deviceMinor: 1, mountId: 1 })(kernel)
-      }))
-    ).pipe(Layer.provide(Linux.layer)),
-    fileTree.layer({
-      ...filesystems.machine,
-      ...filesystems.mountinfo({ type: "ext4", device: "259:1", source: "/dev/nvme0n1p1" }),
-      ...disks.nvme(0),
-      ...disks.nvmePartition(0),
-      ...gpus.withPeerToPeer,
-      "/etc/cufile.json": JSON.stringify({
-        properties: { use_pci_p2pdma: true },
-        block: { nvme: { use_pci_p2pdma: true } }
+  const peerToPeerWith = (configuration: string) =>
+    Layer.mergeAll(
+      Layer.effect(
+        Syscalls.Syscalls,
+        Effect.map(Syscalls.Syscalls, (kernel): Syscalls.Syscalls => ({
+          ...kernel,
+          ...answers({ deviceMajor: 259, deviceMinor: 1, mountId: 1 })(kernel)
+        }))
+      ).pipe(Layer.provide(Linux.layer)),
+      fileTree.layer({
+        ...filesystems.machine,
+        ...filesystems.mountinfo({ type: "ext4", device: "259:1", source: "/dev/nvme0n1p1" }),
+        ...disks.nvme(0),
+        ...disks.nvmePartition(0),
+        ...gpus.withPeerToPeer,
+        "/etc/cufile.json": configuration
       })
+    )
+  const configurationWith = (properties: object) =>
+    JSON.stringify({
+      properties: { use_pci_p2pdma: true, ...properties },
+      block: { nvme: { use_pci_p2pdma: true } }
     })
-  )
-  const onPeerToPeer = <A, E, R>(body: Effect.Effect<A, E, R>) =>
+  const onPeerToPeer = <A, E, R>(body: Effect.Effect<A, E, R>, configuration = configurationWith({})) =>
     body.pipe(
-      Effect.provide(peerToPeer),
+      Effect.provide(peerToPeerWith(configuration)),
       Effect.withConfigProvider(ConfigProvider.fromMap(new Map([["DISK_STORAGE_CUFILE_LIBRARY", cufile]]))),
       Effect.provide(Services)
     )
@@ -173,6 +177,50 @@ describeStubs("the path to a device", ({ cuda, cufile }) => {
       assertBytes(yield* storage.readBytes(0, mebibyte), pattern(mebibyte, 3), "on the disk")
       assert.include(driver.calls(), "cuFileWrite")
     })))
+
+  it.scopedLive("is gds where the driver opens with a configuration that looks wrong", () =>
+    onPeerToPeer(
+      Effect.gen(function*() {
+        assert.strictEqual((yield* DirectIo.inspect(directory)).verdict.gpu, "unavailable")
+        driver.props(0, nvmeP2p, 0, 0, 0)
+        const path = yield* make({ memory: { library: cuda }, cuFile: {} })
+        assert.strictEqual(path.kind, "gds", path.reasons.join("; "))
+        assert.deepStrictEqual(path.driverAnswer, Option.some({ opened: true } as const))
+        assert.notMatch(path.reasons.join(), /does not start/)
+        const { verdict } = yield* DirectIo.inspect(directory, { driverAnswer: { opened: true } })
+        assert.strictEqual(verdict.gpu, "p2pdma", verdict.reasons.gpu.join())
+      }),
+      configurationWith({ io_batchsize: 512 })
+    ))
+
+  it.scopedLive("reports a driver that refuses a configuration that looks right", () =>
+    onPeerToPeer(Effect.gen(function*() {
+      assert.strictEqual((yield* DirectIo.inspect(directory)).verdict.gpu, "p2pdma")
+      driver.fail("cuFileDriverOpen", 1, -22)
+      const path = yield* make({ memory: { library: cuda }, cuFile: {} })
+      assert.strictEqual(path.kind, "host-staged")
+      const reason = "cuFileDriverOpen failed: EINVAL (-22), cuFile refuses its configuration"
+      assert.deepStrictEqual(path.driverAnswer, Option.some({ opened: false, reason } as const))
+      assert.match(
+        path.reasons.join("\n"),
+        /GPUDirect Storage here: unavailable; cuFile does not start: cuFileDriverOpen failed/
+      )
+      const report = yield* DirectIo.inspect(directory, { driverAnswer: { opened: false, reason } })
+      assert.strictEqual(report.verdict.gpu, "unavailable")
+      assert.include(report.conditions.find(({ id }) => id === "compat-mode")?.evidence ?? "", reason)
+    })))
+
+  it.scopedLive("does not open a driver that would end the process", () =>
+    onPeerToPeer(
+      Effect.gen(function*() {
+        const path = yield* make({ memory: { library: cuda }, cuFile: {} })
+        assert.strictEqual(path.kind, "host-staged")
+        assert.match(path.reasons.join("\n"), /no cuFile: libcufile would end this process: .*logging is no object/)
+        assert.deepStrictEqual(path.driverAnswer, Option.none())
+        assert.notInclude(driver.calls(), "cuFileDriverOpen")
+      }),
+      "{\"logging\": []}"
+    ))
 
   it.live("is not gds where the driver copies after all, or moves nothing; what it tried is given back", () =>
     onPeerToPeer(Effect.gen(function*() {

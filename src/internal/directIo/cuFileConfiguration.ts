@@ -90,7 +90,7 @@ const findingOf = (document: Document, { path, since }: Pick<Key, "path" | "sinc
     file: document.file,
     message: [
       `${locate(document, violation.at)}: ${path}: ${violation.message}`,
-      ...violation.fatal ? ["libcufile ends the process instead of refusing it"] : [],
+      ...violation.fatal && since !== "none" ? ["libcufile ends the process instead of refusing it"] : [],
       ...doubt === undefined ? [] : [doubt]
     ].join("; "),
     severity: doubt === undefined ? "refused" : "doubtful",

@@ -181,6 +181,9 @@ export const show = (node: Json): string => {
 
 const expected = (node: Json, what: string): Violation => wrong(node, `${what} is expected, not ${show(node)}`)
 
+/** The largest reals that are converted: above 2⁶⁴ − 2¹¹ the next one is 2⁶⁴. */
+const LARGEST_REAL = { 32: 2 ** 32 - 1, 64: 2 ** 64 - 2 ** 11 } as const
+
 /** As jsoncpp converts to an unsigned integer; undefined where it does not. */
 const unsignedOf = (node: Json, bits: 32 | 64): bigint | undefined => {
   switch (node.type) {
@@ -189,7 +192,7 @@ const unsignedOf = (node: Json, bits: 32 | 64): bigint | undefined => {
     case "integer":
       return node.value < 0n ? undefined : node.value
     case "real":
-      return node.value < 0 || node.value >= 2 ** bits ? undefined : BigInt(Math.trunc(node.value))
+      return node.value < 0 || node.value > LARGEST_REAL[bits] ? undefined : BigInt(Math.trunc(node.value))
     default:
       return undefined
   }
