@@ -56,9 +56,9 @@ const program = Effect.gen(function*() {
   const options = yield* DiskStorageConfig.options({ size: blocks * blockBytes })
   yield* Console.log("gpu-offload")
   yield* line("directory", yield* resolved(options.directory ?? "/tmp/"))
-  const path = yield* DevicePath.make({
-    ...(libraries === undefined ? {} : { memory: { library: libraries.cuda }, cuFile: { library: libraries.cufile } })
-  })
+  const path = yield* DevicePath.make(
+    libraries === undefined ? {} : { memory: { library: libraries.cuda }, cuFile: { library: libraries.cufile } }
+  )
   if (Option.isNone(path.memory)) {
     yield* line("path", path.kind)
     for (const reason of path.reasons) yield* line("", reason)

@@ -62,9 +62,10 @@ const on = (
     }))
 
 /** As a kernel before Linux 5.8 answers, and as the fallback of statx does. */
-const withoutRoots = ({ attributes, attributesMask: _, ...statx }: Statx): Statx => ({
+const withoutRoots = (statx: Statx): Statx => ({
   ...statx,
-  attributes: attributes & ~0x2000
+  attributes: statx.attributes & ~0x2000,
+  attributesMask: undefined
 })
 const withoutIds = (statx: Statx): Statx => ({ ...withoutRoots(statx), mountId: undefined })
 

@@ -58,10 +58,12 @@ const workingDirectory = (
   relative: string
 ): Effect.Effect<string | undefined, WorkingDirectoryGone> =>
   Effect.gen(function*() {
-    const named = yield* Effect.option(syscalls.readlink("/proc/self/cwd"))
+    const link = "/proc/self/cwd"
+    const named = yield* Effect.option(syscalls.readlink(link))
     if (named._tag === "None") return undefined
     const [here, there] = yield* Effect.all([
-      Effect.either(look(syscalls, ".")),
+      // Through the link, which leads to the directory whatever it is called.
+      Effect.either(look(syscalls, `${link}/.`)),
       Effect.either(look(syscalls, named.value))
     ])
     const isGone = there._tag === "Left"
