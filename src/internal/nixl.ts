@@ -624,13 +624,14 @@ const service = (
       const { path } = file
       const unconfirmed = ({ length, offset }: Checked) => new NixlUnconfirmed({ operation, path, offset, length })
       if (options.confirm === "none" || pieces[0]?.memory.kind !== "host") return Effect.void
-      if (options.confirm === "ends" && operation === "read") {
-        // A read is short at the end of the file alone.
-        return Effect.flatMap(api.sizeOf(file.registration.device), (size) => {
+      // A read is short at the end of the file alone, and the kernel may fill what is beyond with zeros.
+      const reachesAll = operation === "write"
+        ? Effect.void
+        : Effect.flatMap(api.sizeOf(file.registration.device), (size) => {
           const beyond = pieces.find(({ length, offset }) => offset + length > size)
           return beyond === undefined ? Effect.void : Effect.fail(unconfirmed(beyond))
         })
-      }
+      if (options.confirm === "ends" && operation === "read") return reachesAll
       const compare = (group: ReadonlyArray<confirming.Part<Checked>>) =>
         Effect.gen(function*() {
           const { memory, region } = yield* takeScratch
@@ -646,7 +647,8 @@ const service = (
           if (piece !== undefined) return yield* unconfirmed(piece)
         })
       const groups = confirming.groupsOf(pieces, options.confirm, operation, file.storage.alignment)
-      return scratchTurn.withPermits(1)(Effect.forEach(groups, compare, { discard: true }))
+      const compareAll = scratchTurn.withPermits(1)(Effect.forEach(groups, compare, { discard: true }))
+      return Effect.zipRight(reachesAll, compareAll)
     }
 
     const transfer: Public.Nixl["transfer"] = (operation, file, pieces) =>

@@ -145,6 +145,7 @@ describe("NIXL", () => {
         Nixl.Memory,
         | Errors.NixlFailed
         | Errors.NixlClosed
+        | Errors.NixlOverlap
         | Errors.InvalidOption
         | Errors.DeviceMemoryFreed
         | Errors.OutOfBounds,
@@ -155,6 +156,8 @@ describe("NIXL", () => {
       Effect.Effect<
         void,
         | Errors.NixlFailed
+        | Errors.NixlAgentFailed
+        | Errors.NixlUnconfirmed
         | Errors.NixlClosed
         | Errors.StorageClosed
         | Errors.OutOfBounds
