@@ -93,7 +93,7 @@ export interface NixlOptions {
   /** In the order in which they are preferred. Default POSIX alone. */
   readonly backends?: ReadonlyArray<Backend> | undefined
   /**
-   * When NIXL is asked whether a transfer has ended: for the first time right after it was posted, then after the delays of this
+   * When NIXL is asked whether a transfer has ended: four times right after it was posted, then after the delays of this
    * schedule, 1 ms at least; when it has no more, every 16 ms. Default: from 1 ms on, half as much more each time, up to 16 ms.
    */
   readonly completion?: Schedule.Schedule<unknown> | undefined

@@ -50,6 +50,8 @@ export const File: Context.Tag<Public.File, Public.File> = Context.GenericTag<Pu
 const kinds = { host: 0, device: 1, file: 4 } as const
 const operations = { read: 0, write: 1 } as const
 
+/** Without a delay, after the post: each takes as long as a hop to the thread and back, and small transfers end meanwhile. */
+const looksAtOnce = 4
 const firstLook = Duration.millis(1)
 /** Half a millisecond late on average, for one that takes that long: what a hop to the thread and back costs is a small part of it. */
 const lastLook = Duration.millis(16)
@@ -516,13 +518,7 @@ const service = (
         })
       )
     const watch = (request: Request, schedule: Schedule.Schedule<unknown>) =>
-      Effect.suspend(() =>
-        isOver(request)
-          ? Effect.void
-          : Effect.asVoid(
-            Effect.repeat(look(request), { schedule, until: () => isOver(request) })
-          )
-      )
+      Effect.asVoid(Effect.repeat(look(request), { schedule, until: () => isOver(request) }))
 
     /** Of one that has ended. NIXL is asked twice, for it refuses what it takes to be in progress. */
     const dispose = (request: Request) => {
@@ -588,6 +584,7 @@ const service = (
         use.hold()
         active.add(request)
         yield* asked(request, "nixl_capi_post_xfer_req", [0])
+        for (let left = looksAtOnce; left > 1 && !isOver(request); left--) yield* look(request)
         yield* watch(
           request,
           stallMillis === undefined ? schedule : Schedule.intersect(schedule, Schedule.recurUpTo(stallMillis))
@@ -628,24 +625,31 @@ const service = (
       const { path } = file
       const unconfirmed = ({ length, offset }: Checked) => new NixlUnconfirmed({ operation, path, offset, length })
       if (options.confirm === "none" || pieces[0]?.memory.kind !== "host") return Effect.void
-      if (options.confirm === "ends" && operation === "read") {
-        // A read is short at the end of the file alone.
-        return Effect.flatMap(api.sizeOf(file.registration.device), (size) => {
+      // A read is short at the end of the file alone, and the kernel may fill what is beyond with zeros.
+      const reachesAll = operation === "write"
+        ? Effect.void
+        : Effect.flatMap(api.sizeOf(file.registration.device), (size) => {
           const beyond = pieces.find(({ length, offset }) => offset + length > size)
           return beyond === undefined ? Effect.void : Effect.fail(unconfirmed(beyond))
         })
-      }
+      if (options.confirm === "ends" && operation === "read") return reachesAll
       const compare = (group: ReadonlyArray<confirming.Part<Checked>>) =>
         Effect.gen(function*() {
           const { memory, region } = yield* takeScratch
           const { different, starts } = confirming.prepare(group, region)
-          const parts = group.map(({ length, offset }, index) => ({ offset, memory, length, start: starts[index] ?? 0 }))
+          const parts = group.map(({ length, offset }, index) => ({
+            offset,
+            memory,
+            length,
+            start: starts[index] ?? 0
+          }))
           yield* Effect.onError(run("read", file, parts, use), () => Effect.sync(() => void (scratch = undefined)))
           const piece = different()
           if (piece !== undefined) return yield* unconfirmed(piece)
         })
       const groups = confirming.groupsOf(pieces, options.confirm, operation, file.storage.alignment)
-      return scratchTurn.withPermits(1)(Effect.forEach(groups, compare, { discard: true }))
+      const compareAll = scratchTurn.withPermits(1)(Effect.forEach(groups, compare, { discard: true }))
+      return Effect.zipRight(reachesAll, compareAll)
     }
 
     const transfer: Public.Nixl["transfer"] = (operation, file, pieces) =>
@@ -712,7 +716,7 @@ const service = (
         }
         yield* Fiber.interruptAll([...watchers])
         // The queue must not go before what the kernel was given has ended.
-        if (!(yield* settled)) for (const request of suspects) lost.add(request)
+        if (!(yield* settled)) { for (const request of suspects) lost.add(request) }
       })
     )
     const nixl: Public.Nixl = {

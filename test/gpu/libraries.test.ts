@@ -6,10 +6,14 @@ import { NodeContext } from "@effect/platform-node"
 import { assert, describe, it } from "@effect/vitest"
 import * as Effect from "effect/Effect"
 import * as Either from "effect/Either"
+import * as Exit from "effect/Exit"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
-import type * as Scope from "effect/Scope"
+import * as Schedule from "effect/Schedule"
+import * as Scope from "effect/Scope"
+import { execFileSync } from "node:child_process"
+import { truncateSync } from "node:fs"
 import * as AlignedBuffer from "../../src/AlignedBuffer.js"
 import * as BlockStore from "../../src/BlockStore.js"
 import * as CuFile from "../../src/CuFile.js"
@@ -29,6 +33,27 @@ const services = Layer.mergeAll(Linux.layer, NodeContext.layer, quiet)
 const directory = Effect.runSync(DiskStorageConfig.directory)
 
 const timeout = 120_000
+
+/** The parameters of the queues of NIXL's backend POSIX. */
+const queues = { io_uring: "use_uring", posix_aio: "use_posix_aio", aio: "use_aio" } as const
+
+const prlimit = (limit: string) => execFileSync("prlimit", ["--pid", String(process.pid), `--fsize=${limit}:`])
+const noPrlimit = (() => {
+  try {
+    prlimit("unlimited")
+    return {}
+  } catch {
+    return { missing: "prlimit (util-linux) cannot lift the limit of file sizes" }
+  }
+})()
+
+/** No write of this process beyond so many bytes of a file while `use` runs: EFBIG. Node ignores SIGXFSZ. */
+const withFileLimit = <A, E, R>(bytes: number, use: Effect.Effect<A, E, R>) =>
+  Effect.acquireUseRelease(
+    Effect.sync(() => prlimit(String(bytes))),
+    () => use,
+    () => Effect.sync(() => prlimit("unlimited"))
+  )
 
 /** A library by its options, or why there is none. */
 type Found<Options> = Options | { readonly missing: string }
@@ -212,6 +237,111 @@ const suite = (libraries: Libraries) => {
         }))
       )
       assertBytes(back.bytes, pattern(2 * mebibyte, 5), "memory")
+    })
+  )
+
+  const nixlWith = (queue: Nixl.Queue, options: Nixl.NixlOptions = {}) =>
+    Nixl.make({
+      ...given(libraries.nixl),
+      ...options,
+      backends: [{ name: "POSIX", parameters: { [queues[queue]]: "true" } }]
+    })
+  const piecesOf = (memory: Nixl.Memory, count: number, length: number) =>
+    Array.from({ length: count }, (_, index) => ({ offset: index * length, memory, start: index * length, length }))
+
+  for (const queue of ["io_uring", "posix_aio"] as const) {
+    live(
+      `NIXL with ${queue}: after an I/O error an agent takes no more transfers, and its end gives the memory back`,
+      [libraries.nixl, noPrlimit],
+      Effect.gen(function*() {
+        const host = yield* AlignedBuffer.make(4 * mebibyte)
+        host.bytes.set(pattern(4 * mebibyte, 3))
+        const scope = yield* Scope.make()
+        const nixl = yield* Scope.extend(nixlWith(queue), scope)
+        const storage = yield* storageOf(4 * mebibyte)
+        const { registration: file } = yield* nixl.registerThenUnlink(storage)
+        const memory = yield* nixl.registerMemory(host)
+        const other = yield* nixl.registerMemory(yield* AlignedBuffer.make(mebibyte))
+        const writing = nixl.transfer("write", file, piecesOf(memory, 64, 65_536))
+        const failure = yield* withFileLimit(2 * mebibyte, Effect.flip(writing))
+        assert.strictEqual(failure._tag, "NixlFailed")
+        // Without the limit, and with other memory: the queue would answer with the old error.
+        const refused = yield* Effect.flip(nixl.read(file, 0, other))
+        assert.strictEqual(refused._tag, "NixlAgentFailed")
+        assert.strictEqual((yield* Effect.flip(storage.read(0, host)))._tag, "BufferBusy")
+        yield* Scope.close(scope, Exit.void)
+        yield* storage.read(0, host)
+
+        const next = yield* nixlWith(queue)
+        const again = yield* next.register(yield* storageOf(4 * mebibyte))
+        const registered = yield* next.registerMemory(host)
+        yield* next.transfer("write", again, piecesOf(registered, 64, 65_536))
+      })
+    )
+  }
+
+  for (const queue of ["io_uring", "posix_aio", "aio"] as const) {
+    live(
+      `NIXL with ${queue}: no transfer that failed or was short is a success`,
+      [libraries.nixl, noPrlimit],
+      Effect.gen(function*() {
+        const opened = Effect.gen(function*() {
+          const nixl = yield* nixlWith(queue)
+          const storage = yield* storageOf(mebibyte)
+          const host = yield* AlignedBuffer.make(mebibyte)
+          host.bytes.set(pattern(mebibyte, 4))
+          return { nixl, storage, host, file: yield* nixl.register(storage), memory: yield* nixl.registerMemory(host) }
+        })
+        // The second piece of two is short, or fails.
+        for (const limit of [786_432, 524_288]) {
+          const { file, memory, nixl } = yield* opened
+          const writing = nixl.transfer("write", file, piecesOf(memory, 2, 524_288))
+          const wrote = yield* withFileLimit(limit, Effect.either(writing))
+          assert.include(
+            ["NixlFailed", "NixlUnconfirmed"],
+            Either.isLeft(wrote) ? wrote.left._tag : `a success, ${limit}`
+          )
+        }
+        const { file, host, memory, nixl, storage } = yield* opened
+        yield* nixl.write(file, 0, memory)
+        truncateSync(storage.path, mebibyte / 2)
+        host.bytes.fill(0)
+        const read = yield* Effect.either(nixl.read(file, 0, memory))
+        assert.include(["NixlFailed", "NixlUnconfirmed"], Either.isLeft(read) ? read.left._tag : "a success, read")
+      })
+    )
+  }
+
+  live(
+    "NIXL refuses memory within registered memory, and takes the same a second time",
+    [libraries.nixl],
+    Effect.gen(function*() {
+      const nixl = yield* Nixl.make(given(libraries.nixl))
+      const file = yield* nixl.register(yield* storageOf(mebibyte))
+      const host = yield* AlignedBuffer.make(mebibyte)
+      const memory = yield* nixl.registerMemory(host)
+      const inner = nixl.registerMemory(yield* AlignedBuffer.slice(host, 65_536, 131_072))
+      assert.strictEqual((yield* Effect.flip(inner))._tag, "NixlOverlap")
+      yield* Effect.scoped(Effect.flatMap(nixl.registerMemory(host), (same) => nixl.write(file, 0, same)))
+      yield* nixl.write(file, 0, memory, { start: 524_288, length: 65_536 })
+    })
+  )
+
+  live(
+    "NIXL moves 1000 pieces with few delays",
+    [libraries.nixl],
+    Effect.gen(function*() {
+      // Each poll submits 64, and a delay of this schedule is longer than the I/O.
+      const delays: Array<unknown> = []
+      const completion = Schedule.spaced("2 seconds").pipe(
+        Schedule.tapOutput((delay) => Effect.sync(() => delays.push(delay)))
+      )
+      const nixl = yield* Nixl.make({ ...given(libraries.nixl), completion })
+      const file = yield* nixl.register(yield* storageOf(4 * mebibyte))
+      const memory = yield* nixl.registerMemory(yield* AlignedBuffer.make(4_096_000))
+      yield* nixl.transfer("read", file, piecesOf(memory, 1000, pageSize))
+      // 64 at each would be 16.
+      assert.isBelow(delays.length, 12)
     })
   )
 

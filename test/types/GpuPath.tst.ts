@@ -146,6 +146,7 @@ describe("NIXL", () => {
         Nixl.Memory,
         | Errors.NixlFailed
         | Errors.NixlClosed
+        | Errors.NixlOverlap
         | Errors.InvalidOption
         | Errors.DeviceMemoryFreed
         | Errors.OutOfBounds,
@@ -156,6 +157,8 @@ describe("NIXL", () => {
       Effect.Effect<
         void,
         | Errors.NixlFailed
+        | Errors.NixlAgentFailed
+        | Errors.NixlUnconfirmed
         | Errors.NixlClosed
         | Errors.StorageClosed
         | Errors.OutOfBounds
