@@ -5,7 +5,7 @@ import { SweepFailed } from "../DiskStorageError.js"
 import { errnos, S_IFMT, S_IFREG, Syscalls } from "../Syscalls.js"
 import type { Statx, SyscallError, Syscalls as Kernel } from "../Syscalls.js"
 import { isSameFile, lock, look } from "./fileLock.js"
-import { filesystemName, locksAreTrusted } from "./filesystems.js"
+import { filesystemName, linksAreTrusted, locksAreTrusted } from "./filesystems.js"
 import { namePrefix } from "./options.js"
 
 /** What mkostemp makes of the template; nobody else's files are looked at. */
@@ -29,6 +29,10 @@ const remove = (syscalls: Kernel, path: string, fd: number, locked: Statx, dryRu
     if (!isSameFile(named, locked)) return left("another file has got its name meanwhile")
     if (dryRun) return { outcome: "abandoned" } satisfies Outcome
     yield* syscalls.unlink(path)
+    const { links } = yield* Effect.orElseSucceed(syscalls.statx(fd), () => ({ links: 0 }))
+    if (links > 0 && linksAreTrusted(type)) {
+      return left(`its name is removed, and inode ${locked.inode} has another link`)
+    }
     return { outcome: "removed" } satisfies Outcome
   })
 
