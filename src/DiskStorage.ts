@@ -332,9 +332,12 @@ export interface DiskStorage {
    */
   readonly extents: Effect.Effect<ReadonlyArray<Extent>, StorageClosed | ExtentsUnavailable>
 
-  /** Whether the name is gone. */
+  /** The file is not kept, and is known to have no link: false while it has one, or where the filesystem does not count them. */
   readonly unlinked: Effect.Effect<boolean>
-  /** Removes the name; the space stays until release. Does nothing when it is gone; may be called again after a failure. */
+  /**
+   * Removes the name, wherever its directory is now; the space stays until release. Fails, with the links that are left, when the file has
+   * another name. Does nothing when it has none; may be called again after a failure.
+   */
   readonly unlink: Effect.Effect<void, UnlinkFailed | StorageClosed>
 
   /**

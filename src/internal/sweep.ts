@@ -7,7 +7,7 @@ import { errnos, S_IFMT, S_IFREG, Syscalls } from "../Syscalls.js"
 import type { Statx, SyscallError, Syscalls as Kernel } from "../Syscalls.js"
 import { booleanRefused, objectRefused, stringRefused } from "./arguments.js"
 import { isSameFile, isUnsupported, lock, look } from "./fileLock.js"
-import { filesystemName, locksAreTrusted } from "./filesystems.js"
+import { filesystemName, linksAreTrusted, locksAreTrusted } from "./filesystems.js"
 import * as linkedFiles from "./linkedFiles.js"
 import { namePrefix } from "./options.js"
 
@@ -55,9 +55,13 @@ const forcible = "sweep --force removes it; use that only when no process uses t
 const remove = (syscalls: Kernel, path: string, fd: number, locked: Statx, mode: Mode) =>
   Effect.gen(function*() {
     const { type } = yield* syscalls.fstatfs(fd)
-    return locksAreTrusted(type) || mode.force
-      ? yield* unlinkSame(syscalls, path, locked, mode)
-      : left("locks", `locks on ${filesystemName(type)} do not tell whether its owner lives; ${forcible}`)
+    if (!locksAreTrusted(type) && !mode.force) {
+      return left("locks", `locks on ${filesystemName(type)} do not tell whether its owner lives; ${forcible}`)
+    }
+    const outcome = yield* unlinkSame(syscalls, path, locked, mode)
+    if (outcome.outcome !== "removed" || !linksAreTrusted(type)) return outcome
+    const { links } = yield* Effect.orElseSucceed(syscalls.statx(fd), () => ({ links: 0 }))
+    return links === 0 ? outcome : left("kind", `its name is removed, and inode ${locked.inode} has another link`)
   })
 
 const judge = (syscalls: Kernel, path: string, uid: number, mode: Mode, found: Statx) =>

@@ -311,6 +311,19 @@ for (const kind of ["ext4", "xfs", "btrfs", "overlay", "tmpfs"] as const) {
         assert.deepStrictEqual(readdirSync(here.directory), ["kept"])
       }))
 
+    it.scoped("is told by a sweep, whose file keeps its space", () =>
+      Effect.gen(function*() {
+        const here = yield* place
+        mkdirSync(here.directory, { recursive: true })
+        const path = join(here.directory, "dynamo-kvbm-disk-cache-eds-abcdef")
+        writeFileSync(path, new Uint8Array(size))
+        linkSync(path, `${here.base}/link`)
+        const { files } = yield* DiskStorage.sweep(here.directory)
+        assert.deepStrictEqual(files.map(({ outcome }) => outcome), ["left"])
+        assert.include(files[0]?.reason, `inode ${statSync(`${here.base}/link`).ino} has another link`)
+        assert.deepStrictEqual(readdirSync(here.directory), [])
+      }))
+
     it.scoped("or a directory that was renamed, is no place to keep a storage at", () =>
       Effect.gen(function*() {
         const here = yield* place

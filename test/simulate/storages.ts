@@ -520,8 +520,9 @@ const afterRelease = (used: Used) =>
 const releaseOrder = (used: Used) => {
   const { fd, storage, world } = used
   const { journal } = world
+  const path = canonical(storage.path)
   const closed = journal.findLastIndex((entry) => entry.syscall === "close" && entry.fd === fd)
-  const unlinked = journal.findLastIndex((entry) => entry.syscall === "unlink" && entry.path === storage.path)
+  const unlinked = journal.findLastIndex((entry) => entry.syscall === "unlink" && entry.path === path)
   const later = journal.slice(closed + 1).some((entry) => entry.fd === fd)
   world.holds("release order", unlinked < closed || later, () => `${storage.path} was unlinked after it was closed`)
 }

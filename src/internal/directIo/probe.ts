@@ -16,6 +16,7 @@ import { errnos, FS_NOCOW_FL, Syscalls } from "../../Syscalls.js"
 import { kindsIn } from "../extents.js"
 import { BTRFS, filesystemName, pageCacheOf } from "../filesystems.js"
 import type { PageCache } from "../filesystems.js"
+import * as linkedFiles from "../linkedFiles.js"
 import * as observe from "../observe.js"
 import { namePrefix } from "../options.js"
 
@@ -123,8 +124,15 @@ const create = (syscalls: Syscalls, directory: string): Effect.Effect<number, Pr
       failureAt("create a file", meaningsAtCreation)
     )
     yield* syscalls.unlink(path).pipe(
-      // A sweep was first.
-      Effect.catchIf(({ errno }) => errno === errnos.ENOENT, () => Effect.void),
+      // A sweep was first, if the file has no link any more: a directory that was renamed gives the same error.
+      Effect.catchIf(
+        ({ errno }) => errno === errnos.ENOENT,
+        (cause) =>
+          Effect.flatMap(
+            syscalls.statx(fd),
+            ({ links }) => links === 0 ? Effect.sync(() => linkedFiles.forget(path)) : Effect.fail(cause)
+          )
+      ),
       Effect.tapError(() => Effect.ignore(syscalls.close(fd))),
       Effect.mapError((cause) => ({
         step: "unlink the file",
