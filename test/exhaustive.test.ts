@@ -22,7 +22,7 @@ const tolerated = (syscall: SyscallName, code: ErrnoCode, policy: Policy): boole
     case "mkdir":
       return codes("EEXIST", "ENOENT")
     case "fallocate":
-      return codes("EOPNOTSUPP", "ENOSYS")
+      return codes("EOPNOTSUPP", "ENOSYS", "EPERM")
     case "ioctlGetFlags":
     case "ioctlSetFlags":
       return codes("EOPNOTSUPP", "ENOTTY", "EINVAL", "EPERM", "EACCES")
@@ -38,7 +38,7 @@ const tolerated = (syscall: SyscallName, code: ErrnoCode, policy: Policy): boole
       if (code === "ENOENT") return true
       return policy.directIo === "preferred" && codes("EINVAL", "EOPNOTSUPP")
     case "fcntlSetFlags":
-      return policy.directIo === "preferred" && codes("EINVAL", "EOPNOTSUPP")
+      return policy.directIo === "preferred" && codes("EINVAL", "EOPNOTSUPP", "EPERM")
     default:
       return false
   }
