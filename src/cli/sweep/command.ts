@@ -65,6 +65,8 @@ export const sweep = Command.make(
       yield* Console.log(
         json
           ? yield* Effect.orDie(Schema.encode(ReportJson)(report))
+          : report.files.length === 0
+          ? text(report)
           : `directory: ${printable(report.directory)}\n${text(report)}`
       )
     })
