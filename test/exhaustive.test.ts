@@ -24,7 +24,7 @@ const tolerated = (syscall: SyscallName, code: ErrnoCode, policy: Policy, path?:
     case "mkdir":
       return codes("EEXIST", "ENOENT")
     case "fallocate":
-      return codes("EOPNOTSUPP", "ENOSYS")
+      return codes("EOPNOTSUPP", "ENOSYS", "EPERM")
     case "ioctlGetFlags":
     case "ioctlSetFlags":
       return codes("EOPNOTSUPP", "ENOTTY", "EINVAL", "EPERM", "EACCES")
@@ -43,7 +43,7 @@ const tolerated = (syscall: SyscallName, code: ErrnoCode, policy: Policy, path?:
     case "statx":
       return codes("ENOENT")
     case "fcntlSetFlags":
-      return policy.directIo === "preferred" && codes("EINVAL", "EOPNOTSUPP")
+      return policy.directIo === "preferred" && codes("EINVAL", "EOPNOTSUPP", "EPERM")
     default:
       return false
   }

@@ -145,7 +145,7 @@ describe("the command, where the working directory was removed", { timeout: 120_
       const directory = yield* scratch
       const ended = yield* inRemoved(["sweep", "--dry-run", directory])
       assert.deepStrictEqual([ended.code, ended.complaint], [0, ""])
-      assert.include(ended.output, `directory: ${directory}\n`)
+      assert.include(ended.output, directory)
     }))
 })
 

@@ -64,12 +64,17 @@ export const sweep = Command.make(
   ({ argument, dryRun, force, json }) =>
     Effect.gen(function*() {
       const report = yield* directory.given(argument).pipe(
-        Effect.tap((directory) => json ? Effect.void : Console.log(`directory: ${printable(directory)}`)),
         Effect.flatMap((directory) => DiskStorage.sweep(directory, { dryRun, force })),
         Effect.provide(LinuxSyscalls.layer),
         Effect.mapError((cause) => new NotSwept({ cause }))
       )
-      yield* Console.log(json ? yield* Effect.orDie(Schema.encode(ReportJson)(report)) : text(report))
+      yield* Console.log(
+        json
+          ? yield* Effect.orDie(Schema.encode(ReportJson)(report))
+          : report.files.length === 0
+          ? text(report)
+          : `directory: ${printable(report.directory)}\n${text(report)}`
+      )
     })
 ).pipe(
   Command.withDescription(
