@@ -752,7 +752,7 @@ export const make = (
         }
         if (path === undefined) return perform("statx", { fd }, () => withDescription(fd, ({ file }) => answer(file)))
         const absolute = fd < 0 || path.startsWith("/") ? path : `/proc/self/fd/${fd}/${path}`
-        return perform("statx", { fd, path: shown(absolute) }, () => {
+        return perform("statx", { path: shown(absolute), ...(fd < 0 ? {} : { fd }) }, () => {
           const name = lookup(absolute, false, process)
           if (typeof name === "string") return name
           const inode = names.get(name.path)
