@@ -11,7 +11,7 @@ import * as libc from "./internal/linux/libc.js"
 import { Syscalls } from "./Syscalls.js"
 
 /**
- * Linux on x64 or arm64; anything else fails with `PlatformNotSupported`. The native module is loaded when the layer is built,
+ * Linux on x64 or arm64; anything else fails with `PlatformNotSupported`, and `NativeModuleMissing` says that koffi is missing. It is loaded when the layer is built,
  * not when this module is imported.
  *
  * Calls that can wait for a disk run on libuv's thread pool, at most two at a time in the whole process; `fcntl` alone runs on the
