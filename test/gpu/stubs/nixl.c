@@ -49,12 +49,15 @@ typedef struct {
 typedef enum { LINUX_AIO, URING, POSIX_AIO } queue_kind;
 
 struct object;
+struct queue;
 
 /* A piece in the queue of POSIX. */
 typedef struct io {
   struct io *next;
   /* All of a queue, for as long as that lives. */
   struct io *other;
+  struct queue *of;
+  /* NULL once that is gone. */
   struct object *request;
   desc memory, file;
   int operation;
@@ -71,7 +74,7 @@ typedef struct {
   io *first, **last;
 } ios;
 
-typedef struct {
+typedef struct queue {
   queue_kind kind;
   /* NIXL 1.0 makes a backend without a queue where it has no io_uring: a transfer is a crash. */
   int absent;
@@ -652,7 +655,7 @@ static ssize_t move(const io *one) {
 
 /* With the mutex held. */
 static void finish(io *one, ssize_t result) {
-  queue *of = one->request->queue;
+  queue *of = one->of;
   one->result = result;
   one->state = DONE;
   const uint64_t once = 1;
@@ -769,7 +772,7 @@ static int post_to_queue(object *request) {
     if (of->used >= of->pool) return BACKEND;
     io *one = calloc(1, sizeof *one);
     const int fails = request->error != 0 && (size_t)next_piece == index;
-    *one = (io){.other = of->all, .request = request, .memory = request->descs[index], .file = request->files[index],
+    *one = (io){.other = of->all, .of = of, .request = request, .memory = request->descs[index], .file = request->files[index],
                 .operation = request->operation, .error = fails, .late = fails ? 0 : request->late,
                 .never = !fails && request->never, .shortened = request->shortened, .event = -1};
     of->all = one;
