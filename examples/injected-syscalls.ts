@@ -11,8 +11,8 @@ import * as Slots from "./slots.js"
 
 const slotBytes = 4096
 
-/** The wiring of the program, down to the kernel, which is another one: as strict as Lustre. */
-const KernelLayer = Layer.provideMerge(IoEngine.layerSyscalls, SimulatedSyscalls.layer({ profile: "lustre" }))
+/** The wiring of the program, down to the kernel, which is another one, with a filesystem that has no fallocate. */
+const KernelLayer = Layer.provideMerge(IoEngine.layerSyscalls, SimulatedSyscalls.layer({ profile: "ext2" }))
 const StorageLayer = DiskStorage.layer({ size: 10 * slotBytes, fallback: "zero-fill" })
 const TestLayer = Slots.layer(slotBytes).pipe(Layer.provide(StorageLayer), Layer.provideMerge(KernelLayer))
 

@@ -54,7 +54,7 @@ const on = (
   Effect.flatMap(Syscalls, (syscalls) =>
     Effect.provideService(made, Syscalls, {
       ...syscalls,
-      statx: (fd) => Effect.map(syscalls.statx(fd), change),
+      statx: (fd, path) => Effect.map(syscalls.statx(fd, path), change),
       open: (path, flags) =>
         hidden !== undefined && path.startsWith(hidden)
           ? Effect.fail(new SyscallError({ syscall: "open", errno: errnos.ENOENT, code: "ENOENT", path }))
@@ -189,7 +189,8 @@ describeReal("ext4", { name: "as a mount that goes away" }, (it) => {
       const calls: Array<string> = []
       const unmounting: Made = Effect.provideService(make(target, join(target, "kv")), Syscalls, {
         ...syscalls,
-        mkostemp: (prefix, flags) => Effect.zipRight(command("umount", "-l", target), syscalls.mkostemp(prefix, flags)),
+        // The sweep comes between the check and the look-up of the directory for the file.
+        readdir: (path) => Effect.zipRight(command("umount", "-l", target), syscalls.readdir(path)),
         fallocate: (...all) => Effect.zipRight(Effect.sync(() => calls.push("fallocate")), syscalls.fallocate(...all))
       })
       yield* command("mount", "--bind", source, target)
@@ -197,6 +198,25 @@ describeReal("ext4", { name: "as a mount that goes away" }, (it) => {
       assert.include(message, target)
       assert.deepStrictEqual(calls, [])
       assert.deepStrictEqual(readdirSync(join(target, "kv")), [])
+      assert.deepStrictEqual(readdirSync(join(source, "kv")), [])
+    }))
+
+  it.scoped("keeps a file on the mount that goes away once its directory is open", () =>
+    Effect.gen(function*() {
+      const [source, target] = [yield* plain, yield* plain]
+      mkdirSync(join(source, "kv"))
+      mkdirSync(join(target, "kv"), 0o700)
+      const syscalls = yield* Syscalls
+      yield* command("mount", "--bind", source, target)
+      yield* Effect.scoped(Effect.gen(function*() {
+        yield* Effect.provideService(make(target, join(target, "kv")), Syscalls, {
+          ...syscalls,
+          mkostemp: (prefix, flags) =>
+            Effect.zipRight(command("umount", "-l", target), syscalls.mkostemp(prefix, flags))
+        })
+        assert.lengthOf(readdirSync(join(source, "kv")), 1)
+        assert.deepStrictEqual(readdirSync(join(target, "kv")), [])
+      }))
       assert.deepStrictEqual(readdirSync(join(source, "kv")), [])
     }))
 

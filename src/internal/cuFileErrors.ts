@@ -14,17 +14,6 @@ const doctor = "`effect-disk-storage doctor DIRECTORY` tells which condition is 
 const again = "Try it again; cufile.log tells more"
 
 export const cuFileErrors: { readonly [code: number]: CuFileErrorWords } = {
-  // libcufile answers with -errno where it refuses its configuration.
-  [-22]: {
-    name: "EINVAL",
-    what: "cuFile refuses its configuration",
-    remedy: `Correct it: \`effect-disk-storage doctor DIRECTORY\` shows the place. ${look}`
-  },
-  [-13]: {
-    name: "EACCES",
-    what: "cuFile may not read its configuration",
-    remedy: "Make /etc/cufile.json, and the file that CUFILE_ENV_PATH_JSON names, readable"
-  },
   5001: {
     name: "CU_FILE_DRIVER_NOT_INITIALIZED",
     what: "the driver is not open, or nvidia-fs is not loaded",
@@ -224,6 +213,21 @@ export const cuFileErrors: { readonly [code: number]: CuFileErrorWords } = {
   5050: { name: "CU_FILE_IO_MAX_ERROR", what: "an error beyond all numbers", remedy: look }
 }
 
+/** `cuFileDriverOpen` answers with −errno where it refuses its configuration (libcufile 1.4 to 1.15). */
+const configurationErrors: { readonly [code: number]: CuFileErrorWords } = {
+  [-22]: {
+    name: "EINVAL",
+    what: "cuFile refuses its configuration",
+    remedy: `Correct it: \`effect-disk-storage doctor DIRECTORY\` shows the place. ${look}`
+  },
+  [-13]: {
+    name: "EACCES",
+    what: "cuFile may not read its configuration",
+    remedy: "Make /etc/cufile.json, and the file that CUFILE_ENV_PATH_JSON names, readable"
+  }
+}
+
 /** What a number that is not in the table is called. */
 export const cuFileErrorOf = (code: number): CuFileErrorWords =>
-  cuFileErrors[code] ?? { name: `error ${code}`, what: "an error that this release does not know", remedy: look }
+  cuFileErrors[code] ?? configurationErrors[code] ??
+    { name: `error ${code}`, what: "an error that this release does not know", remedy: look }

@@ -220,7 +220,7 @@ describe.concurrent("bench", () => {
         const results = yield* scratch
         if (!roomy(directory)) return
         const json = join(results, "result.json")
-        const small = ["--size", "64M", "--rounds", "1", "--millis", "20", "--blocks", "2000"]
+        const small = ["--size", "64M", "--rounds", "1", "--millis", "300", "--blocks", "2000"]
         const { code, complaint, out } = yield* bench("--part", "blocks", ...small, "--json", json, directory)
         assert.strictEqual(code, 0, complaint)
         const { blocks, parts } = yield* Schema.decode(ReportJson)(readFileSync(json, "utf8"))

@@ -433,8 +433,8 @@ describe("an overlay", () => {
           kernel.open(path, flags),
           (fd) => Effect.sync(() => path === "/upper" ? above.add(fd) : above.delete(fd))
         ),
-      statx: (fd) =>
-        Effect.map(kernel.statx(fd), (own) =>
+      statx: (fd, path) =>
+        Effect.map(kernel.statx(fd, path), (own) =>
           above.has(fd)
             ? { ...own, mountId: 2 }
             : { ...own, deviceMajor: 0, deviceMinor: 30 }),

@@ -394,7 +394,7 @@ describe("extents", () => {
       const { journal } = yield* run(machine, program)
       assert.deepStrictEqual(journal.map(({ syscall }) => syscall), ["open", "fiemap", "statx", "close"])
       const filled: Change = (kernel) => ({
-        statx: (fd) => Effect.map(kernel.statx(fd), (own) => ({ ...own, size: 4096 }))
+        statx: (fd, path) => Effect.map(kernel.statx(fd, path), (own) => ({ ...own, size: 4096 }))
       })
       const all = yield* run({ ...machine, change: filled }, program)
       for (const { call, syscall } of all.journal) {

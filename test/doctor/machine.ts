@@ -42,7 +42,7 @@ export const layer = (machine: Machine) => {
 
 /** What statx and statfs answer otherwise. */
 export const answers = (statx: Partial<Statx>, statfs: Partial<Statfs> = {}): Change => (kernel) => ({
-  statx: (fd) => Effect.map(kernel.statx(fd), (own) => ({ ...own, ...statx })),
+  statx: (fd, path) => Effect.map(kernel.statx(fd, path), (own) => ({ ...own, ...statx })),
   fstatfs: (fd) => Effect.map(kernel.fstatfs(fd), (own) => ({ ...own, ...statfs }))
 })
 

@@ -44,8 +44,9 @@ const madeFile = (write: (fd: number) => void) =>
 
 /** A block in the middle, so far from its neighbours that no filesystem zeroes those for it. */
 const offset = 2 * mebibyte
-const around = (kind: DiskStorage.ExtentKind): ReadonlyArray<Piece> => [
-  [kind, 0, offset],
+const around = (kind: DiskStorage.ExtentKind, observed = 0): ReadonlyArray<Piece> => [
+  ...(observed > 0 ? [["written", 0, observed] as const] : []),
+  [kind, observed, offset - observed],
   ["written", offset, blockBytes],
   [kind, offset + blockBytes, size - offset - blockBytes]
 ]
@@ -62,13 +63,18 @@ for (const [kind, fresh] of storages) {
     it.scoped(`${fresh} at first, written where a block was written`, () =>
       Effect.gen(function*() {
         const storage = yield* DiskStorage.make({ size, directory: yield* freshPath })
-        assert.deepStrictEqual(pieces(yield* storage.extents), [[fresh, 0, size]])
+        // Where statx does not settle the verdict, one page was written to observe where it goes.
+        const observed = storage.directIo.reason.startsWith("observed") ? AlignedBuffer.pageSize : 0
+        assert.deepStrictEqual(pieces(yield* storage.extents), [
+          ...(observed > 0 ? [["written", 0, observed] as const] : []),
+          [fresh, observed, size - observed]
+        ])
         const block = yield* AlignedBuffer.make(blockBytes)
         block.bytes.fill(1)
         yield* storage.write(offset, block)
         yield* storage.sync
         const map = yield* storage.extents
-        assert.deepStrictEqual(pieces(map), around(fresh))
+        assert.deepStrictEqual(pieces(map), around(fresh, observed))
         assert.deepStrictEqual(yield* DirectIo.extents(storage), map)
         assert.deepStrictEqual(yield* DirectIo.extents(storage.path), map)
       }))

@@ -169,8 +169,8 @@ const checkCombination = (
         written: method === "zero-fill",
         overwritesMayRunOutOfSpace: method === "truncate" || expected.overwritesMayRunOutOfSpace
       })
-      // The second one holds the lock, where locks tell who lives.
-      assert.lengthOf(openBelow(directory), expected.filesystem === "ramfs" ? 1 : 2)
+      // The second one holds the lock.
+      assert.lengthOf(openBelow(directory), 2)
       yield* checkFile(storage, combination, expected.hasFallocate)
       yield* checkData(storage, combination.earlyUnlink)
     }))

@@ -219,11 +219,16 @@ static int agent_used(const object *agent) {
   return 0;
 }
 
-/* A request that failed may be leaked: the real one survives it. */
-static object *failed_of(const object *agent) {
+static object *queued_of(const object *agent, int most) {
   for (object *each = objects; each != NULL; each = each->next)
-    if (each->kind == REQUEST && each->agent == agent && each->queue != NULL && each->status < 0) return each;
+    if (each->kind == REQUEST && each->agent == agent && each->queue != NULL && each->status <= most) return each;
   return NULL;
+}
+
+/* After a failure the requests of a queue may be leaked, also those that no poll has seen the end of: the real one survives it. */
+static void leak_requests(const object *agent) {
+  if (queued_of(agent, -1) == NULL) return;
+  for (object *each = queued_of(agent, IN_PROG); each != NULL; each = queued_of(agent, IN_PROG)) drop(each);
 }
 
 /* The kernel may have completed what no poll has seen. */
@@ -274,7 +279,7 @@ int nixl_capi_destroy_agent(object *agent) {
     pthread_mutex_lock(&stub_mutex);
   }
   CHECK(running_in(agent->queue, NULL) == 0, INVALID_STATE);
-  for (object *failed = failed_of(agent); failed != NULL; failed = failed_of(agent)) drop(failed);
+  leak_requests(agent);
   /* The real one would leave backends and requests that point into nothing. */
   CHECK(!agent_used(agent), INVALID_STATE);
   end_queue(agent->queue);
