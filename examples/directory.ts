@@ -1,11 +1,10 @@
 /** Where an example makes its storages, as it is printed at the start. */
 import { DiskStorageError } from "effect-disk-storage"
 import * as Effect from "effect/Effect"
-import { resolve } from "node:path"
 
-/** Absolute: a relative directory is one below the working directory. */
+/** Absolute: a relative directory is one below the working directory. ".." is left to the kernel, since a link may stand before it. */
 export const resolved = (directory: string): Effect.Effect<string, DiskStorageError.WorkingDirectoryGone> =>
   Effect.try({
-    try: () => resolve(directory),
+    try: () => directory.startsWith("/") ? directory : `${process.cwd()}/${directory}`,
     catch: () => new DiskStorageError.WorkingDirectoryGone({ path: directory })
   })

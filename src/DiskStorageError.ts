@@ -169,7 +169,8 @@ const describeRemaining = ({ device, inode, links, path, size }: typeof Remainin
  * `requireMount` names no mount point, or the storage would not lie on that mount. Nothing was made where the check came before the
  * first directory; where the mount went away after it, the file was removed before it was allocated.
  *
- * - `missing`: the path is not there, or cannot be opened; `cause` says why.
+ * - `missing`: the path is not there.
+ * - `unreadable`: the path cannot be looked at; `cause` is the call that failed.
  * - `not a mount point`: the path is there, and no filesystem is mounted at it.
  * - `elsewhere`: `directory`, or the file made in it, is on another mount.
  * - `unknown`: the kernel does not say what is mounted there (before Linux 5.8, without /proc).
@@ -182,7 +183,7 @@ export class MountMissing extends Schema.TaggedError<MountMissing>(id("MountMiss
   {
     mount: Schema.String,
     directory: Schema.String,
-    reason: Schema.Literal("missing", "not a mount point", "elsewhere", "unknown"),
+    reason: Schema.Literal("missing", "unreadable", "not a mount point", "elsewhere", "unknown"),
     cause: Schema.optional(SyscallError)
   }
 ) {
@@ -193,6 +194,8 @@ export class MountMissing extends Schema.TaggedError<MountMissing>(id("MountMiss
     switch (reason) {
       case "missing":
         return `No storage is made in ${directory}: the mount ${mount} is missing${because}. Mount the disk there, or correct the path (${option}).`
+      case "unreadable":
+        return `No storage is made in ${directory}: the mount ${mount} cannot be looked at${because}. Remove the cause, or leave the requirement out (${option}).`
       case "not a mount point":
         return `No storage is made in ${directory}: nothing is mounted at ${mount}. Mount the disk there, or correct the path (${option}).`
       case "elsewhere":
@@ -414,7 +417,7 @@ export class InsufficientSpace extends Schema.TaggedError<InsufficientSpace>(id(
     }
     const { limit, path, reclaimable, usage } = this.memory
     const whose = path.startsWith("/proc/") ? "this machine has" : `the memory cgroup ${path} is limited to`
-    return `${noRoom} its filesystem lies in memory, and ${whose} ${limit} bytes, of which ${usage} are in use, ${reclaimable} of those reclaimable: ${this.available} are left. Nothing was allocated; the kernel would have killed this process. Raise the limit, ${smaller} on a disk.${
+    return `${noRoom} its filesystem lies in memory, and ${whose} ${limit} bytes, of which ${usage} are in use, ${reclaimable} of those reclaimable: ${this.available} are left. Nothing was allocated: the kernel kills processes that exceed this. Raise the limit, ${smaller} on a disk.${
       leftoversText(this.leftovers)
     }`
   }

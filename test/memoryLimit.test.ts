@@ -57,10 +57,10 @@ const mountOf = (type: string, root: string, path: string, options: string, id =
   `${id} 30 0:28 ${root} ${path} rw,relatime shared:9 - ${type} ${type} ${options}\n`
 
 /** The files of a cgroup of version 2. */
-const v2 = (path: string, max: string | number, current: number, inactive: number): Tree => ({
+const v2 = (path: string, max: string | number, current: number, inactive: number, active = 0): Tree => ({
   [`${path}/memory.max`]: `${max}\n`,
   [`${path}/memory.current`]: `${current}\n`,
-  [`${path}/memory.stat`]: `anon 5\nfile 6\nactive_file 7777\ninactive_file ${inactive}\n`
+  [`${path}/memory.stat`]: `anon 5\nfile 6\nactive_file ${active}\ninactive_file ${inactive}\n`
 })
 
 const v1 = (path: string, limit: string | number, usage: number, inactive: number, effective = limit): Tree => ({
@@ -68,14 +68,14 @@ const v1 = (path: string, limit: string | number, usage: number, inactive: numbe
   [`${path}/memory.usage_in_bytes`]: `${usage}\n`,
   [`${path}/memory.use_hierarchy`]: "1\n",
   [`${path}/memory.stat`]:
-    `cache 1\ninactive_file 3\nhierarchical_memory_limit ${effective}\ntotal_inactive_file ${inactive}\n`
+    `cache 1\ninactive_file 3\nactive_file 4\nhierarchical_memory_limit ${effective}\ntotal_inactive_file ${inactive}\n`
 })
 
 const tmpfsMount = "30 1 0:27 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755\n"
-const meminfo = (availableBytes: number): Tree => ({
+const meminfo = (availableBytes: number, freeSwap = 0): Tree => ({
   "/proc/meminfo": `MemTotal:       ${2 ** 30 / 1024} kB\nMemFree:  17 kB\nMemAvailable:   ${
     availableBytes / 1024
-  } kB\nSwapFree: 99999999 kB\n`
+  } kB\nSwapFree: ${freeSwap / 1024} kB\n`
 })
 
 /** In a container with a cgroup namespace: its own cgroup is the root. */
@@ -128,6 +128,14 @@ describe("the tightest limit on memory", () => {
       ...namespaced,
       ...v2("/sys/fs/cgroup", "max", 1, 0)
     }, ["/proc/meminfo", 900 * mebibyte]],
+    ["counts active pages of files, which the kernel takes back before it kills", {
+      ...namespaced,
+      ...v2("/sys/fs/cgroup", 100 * mebibyte, 90 * mebibyte, 20 * mebibyte, 50 * mebibyte)
+    }, ["/sys/fs/cgroup", 80 * mebibyte]],
+    ["counts free swap, to which pages in memory can go", { ...namespaced, ...meminfo(mebibyte, 4 * mebibyte) }, [
+      "/proc/meminfo",
+      5 * mebibyte
+    ]],
     ["is 0 where the usage is above it", { ...namespaced, ...v2("/sys/fs/cgroup", 4096, 8192, 0) }, [
       "/sys/fs/cgroup",
       0

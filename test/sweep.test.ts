@@ -361,14 +361,14 @@ describe("what is kept", () => {
       yield* nothingLeft
     }).pipe(on()))
 
-  /** The third lock of its process waits until `first` is over: that of the file at the path, after those of the other's file and its own. */
+  /** The second lock of its process waits until `first` is over: that of the file at the path, after that of its own. */
   const after = (first: Effect.Effect<unknown>) =>
     Effect.map(Syscalls, (syscalls): Syscalls => {
       let locks = 0
       return {
         ...syscalls,
         fcntlSetLock: (fd) =>
-          Effect.zipRight(Effect.suspend(() => ++locks === 3 ? first : Effect.void), syscalls.fcntlSetLock(fd))
+          Effect.zipRight(Effect.suspend(() => ++locks === 2 ? first : Effect.void), syscalls.fcntlSetLock(fd))
       }
     })
   const mark = (number: number) => Uint8Array.of(number)

@@ -15,7 +15,8 @@ import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
 import { existsSync, statfsSync } from "node:fs"
-import { dirname, resolve } from "node:path"
+import { dirname } from "node:path"
+import { resolved } from "../directory.js"
 import * as Alone from "./alone.js"
 import { Stats } from "./api.js"
 import * as Child from "./child.js"
@@ -60,8 +61,8 @@ const options = {
 const room = Effect.gen(function*() {
   const { blockBytes, directory } = yield* config
   const { size } = yield* DiskStorageConfig.options({ blockBytes, size: defaultSize })
-  yield* Console.log(`cache directory ${resolve(directory)}`)
-  let there = resolve(directory)
+  let there = yield* resolved(directory)
+  yield* Console.log(`cache directory ${there}`)
   while (!existsSync(there)) there = dirname(there)
   const { bavail, bsize } = yield* Effect.try({
     try: () => statfsSync(there),

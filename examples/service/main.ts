@@ -5,13 +5,13 @@ import * as Cause from "effect/Cause"
 import * as Console from "effect/Console"
 import * as Effect from "effect/Effect"
 import * as Layer from "effect/Layer"
-import { resolve } from "node:path"
+import { resolved } from "../directory.js"
 import { config, defaultSize, explained } from "./config.js"
 import { serve } from "./server.js"
 
 const program = Effect.gen(function*() {
   const { blockBytes, directory, ...options } = yield* config
-  yield* Console.log(`cache directory ${resolve(directory)}`)
+  yield* Console.log(`cache directory ${yield* resolved(directory)}`)
   const StoreLayer = BlockStore.layerConfig({ blockBytes, size: defaultSize })
   yield* Effect.gen(function*() {
     const { verdict } = yield* DirectIo.inspect(directory)

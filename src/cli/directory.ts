@@ -4,7 +4,6 @@ import * as HelpDoc from "@effect/cli/HelpDoc"
 import type * as ConfigError from "effect/ConfigError"
 import * as Effect from "effect/Effect"
 import * as Option from "effect/Option"
-import { resolve } from "node:path"
 import * as DiskStorageConfig from "../DiskStorageConfig.js"
 import { WorkingDirectoryGone } from "../DiskStorageError.js"
 
@@ -31,9 +30,12 @@ export const argument = (purpose: string): Args.Args<Option.Option<string>> =>
     Args.optional
   )
 
-/** Absolute, whatever becomes of the working directory. */
+/** Absolute, whatever becomes of the working directory. As it stands: ".." behind a link leads elsewhere than its text. */
 export const resolved = (path: string): Effect.Effect<string, WorkingDirectoryGone> =>
-  Effect.try({ try: () => resolve(path), catch: () => new WorkingDirectoryGone({ path }) })
+  Effect.try({
+    try: () => path.startsWith("/") ? path : `${process.cwd()}/${path}`,
+    catch: () => new WorkingDirectoryGone({ path })
+  })
 
 /** The one that was given, or the one of storages; absolute. */
 export const given = (

@@ -43,7 +43,7 @@ export const arrayRefused = (option: string, value: unknown, most: number): Inva
   Array.isArray(value) && value.length <= most ? undefined : invalid(option, value, `an array of at most ${most}`)
 
 export const booleanRefused = (option: string, value: unknown): InvalidOption | undefined =>
-  value === undefined || typeof value === "boolean" ? undefined : invalid(option, value, "true, false")
+  value === undefined || typeof value === "boolean" ? undefined : invalid(option, value, "true or false")
 
 export const stringRefused = (option: string, value: unknown, expected = "a string"): InvalidOption | undefined =>
   typeof value === "string" ? undefined : invalid(option, value, expected)

@@ -439,10 +439,11 @@ export const make = (
     }
     const causeOf = (error: Failure) => error._tag === "IoStalled" ? "stalled" as const : "failed" as const
 
-    /** The disk gave other bytes than it was given. It counts as a read that failed. */
+    /** The disk gave other bytes than it was given. It counts as a read that failed, once for all who read the block meanwhile. */
     const corrupted = (slot: number, hash: bigint): BlockCorrupted => {
       const storage = storageAt(slot)
       const error = new BlockCorrupted({ hash, path: storage.path, offset: offsetOf(slot), checksum })
+      if (index.isRetired(slot)) return error
       counts.corrupted += 1
       diskStorage.countCorrupted(storage)
       DiskMetrics.errors("read", "CORRUPTED").unsafeUpdate(1, [])
@@ -764,6 +765,7 @@ export const make = (
       }
       transfer(batch, "read", slot, memory, (error) => {
         if (error !== undefined) {
+          const isCounted = index.isRetired(slot)
           if (isFault(error)) {
             if (index.isReady(slot)) removed(hash, "failed")
             faultOn(slot, causeOf(error))
@@ -771,7 +773,8 @@ export const make = (
           }
           if (isOfStorage(error)) {
             counts.failed += 1
-            failedOn("read", slot, error)
+            // One bad block that many read at once is one failure of the disk.
+            if (!isCounted) failedOn("read", slot, error)
           }
           return end(Either.left(() => error), true)
         }
@@ -802,8 +805,8 @@ export const make = (
     const onboard = <E extends Failure = never>(destinations: ReadonlyArray<DestinationOf<E>>) => {
       const wrong = argument.arrayRefused("destinations", destinations, argument.maxBatch)
       if (wrong !== undefined) return Effect.fail(wrong)
-      const filled: Filled = []
       return inBatch("onboard", destinations.length, ({ outcomes }: BlockResults<number, OnboardError | E>) => {
+        const filled: Filled = []
         const each = (place: number, batch: Batch): void => {
           const end = (error: () => OnboardError) => {
             outcomes[place] = Either.left(error)

@@ -125,7 +125,7 @@ const acquire = (
       ? undefined
       : yield* Scope.extend(requiredMount.find(syscalls, options.requireMount, directory), mountScope)
     if (!options.trustDirectory) yield* temporaryFile.checkDirectory(syscalls, directory)
-    yield* sweepOnce(syscalls, directory, options.sweep)
+    if (options.sweep) yield* sweepOnce(syscalls, directory)
 
     // What is to be undone, in order; the finalizers run the other way: drain, registrations, unlink and close.
     const file = yield* Effect.acquireRelease(

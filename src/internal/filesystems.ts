@@ -42,6 +42,12 @@ const lockedByTheKernel = new Set([0xef53, 0x5846_5342, BTRFS, TMPFS, OVERLAY])
  */
 export const locksAreTrusted = (type: number): boolean => lockedByTheKernel.has(type)
 
+/** NFS waits for its server; the byte-range locks of SMB (cifs, smb3, smb) are mandatory, and refuse the storage's own writes. */
+const lockedByServers = new Set([0x6969, 0xff53_4d42, 0xfe53_4d42, 0x517b])
+
+/** Whether a lock there costs nothing and hinders nobody, although it may not tell of owners on other hosts. */
+export const locksAreHarmless = (type: number): boolean => !lockedByServers.has(type)
+
 /**
  * Whether the pages of its files are memory that the kernel charges to the process and cannot take back without swap: tmpfs (devtmpfs
  * has the same number) and ramfs. Pages of hugetlbfs come from a pool of their own, and a DAX device is no part of the memory.

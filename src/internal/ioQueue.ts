@@ -707,7 +707,14 @@ export class IoQueue {
       // What was given up before it was submitted says nothing of the disk of this file.
     } else if (outcome !== takenBack && outcome !== stalled) file.failuresOf(kind).failed()
     region?.slab.release(region.start, length)
-    request.done(request)
+    try {
+      request.done(request)
+    } catch (error) {
+      // It must not throw. Should it, others are answered all the same, and the process hears of it.
+      queueMicrotask(() => {
+        throw error
+      })
+    }
     file.left()
   }
 }

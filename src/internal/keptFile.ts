@@ -376,12 +376,10 @@ export const sizeOf = (syscalls: Syscalls, path: string): Effect.Effect<number |
 
 /** Unless something is there, a file that was taken up and not used gets its name back. */
 const giveBack = (syscalls: Syscalls, file: TemporaryFile, path: string): Effect.Effect<boolean> => {
-  const { O_CLOEXEC, O_NOFOLLOW, O_PATH } = syscalls.flags
-  const beside = fileName.within(syscalls, file)
-  return beside.open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC).pipe(
-    Effect.flatMap(syscalls.close),
+  // By name: a process that is out of descriptors loses no content.
+  return fileName.statName(syscalls, file, path).pipe(
     Effect.as(false),
-    Effect.catchIf(is("ENOENT"), () => Effect.as(beside.rename(file.path, path), true)),
+    Effect.catchIf(is("ENOENT"), () => Effect.as(fileName.within(syscalls, file).rename(file.path, path), true)),
     Effect.orElseSucceed(() => false),
     Effect.tap((given) => {
       file.takenFrom = undefined
@@ -478,6 +476,31 @@ const claim = (
     file.takingUp = false
   })))
 
+/** What does not fit is removed under its lock, and only while it is there and does not fit. */
+const removeMisfit = (
+  syscalls: Syscalls,
+  file: TemporaryFile,
+  path: string,
+  wanted: Wanted
+): Effect.Effect<void, SyscallError> => {
+  const beside = fileName.within(syscalls, file)
+  // Where the storage has no lock, others have none.
+  if (file.lock === undefined) return beside.unlink(path)
+  return Effect.acquireUseRelease(
+    fileLock.lock(beside, path),
+    (locked) =>
+      Effect.gen(function*() {
+        if (locked._tag !== "Locked" || !(yield* isStillAt(beside, path, locked.statx))) return
+        // Another process may have kept its storage there since. With the lock nobody replaces the file.
+        const found = yield* look(beside, path, wanted)
+        if (found._tag !== "Nothing" && found._tag !== "Foreign" && typeof found.label === "string") {
+          yield* beside.unlink(path)
+        }
+      }),
+    (locked) => locked._tag === "Locked" ? Effect.ignore(syscalls.close(locked.fd)) : Effect.void
+  )
+}
+
 /**
  * The label of the file at `path`, taken up in place of the empty one; undefined when there is none to take up, with a warning that
  * says why where there is something.
@@ -499,11 +522,11 @@ export const takeUp = (
       return undefined
     }
     if (typeof found.label !== "string") return yield* claim(syscalls, file, path, wanted)
-    yield* Effect.logWarning(`what was kept at ${path} is removed and not used: ${found.label}`).pipe(
+    yield* Effect.logWarning(`what was kept at ${path} is not used, and makes way: ${found.label}`).pipe(
       Effect.annotateLogs({ path: file.path })
     )
     // The disk may not hold both. One that cannot be removed is replaced when this storage is kept.
-    yield* Effect.ignore(fileName.within(syscalls, file).unlink(path))
+    yield* Effect.ignore(removeMisfit(syscalls, file, path, wanted))
     return undefined
   })
 

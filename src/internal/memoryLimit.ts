@@ -156,6 +156,12 @@ const limitOf = (path: string, limit: number | undefined, usage = 0, reclaimable
     ? undefined
     : { path, limit, usage, reclaimable, available: Math.max(0, limit - usage + Math.min(usage, reclaimable)) }
 
+/** Page cache of files, which the kernel takes back before it kills: the inactive pages first, then the active ones. */
+const cachedIn = (stat: string, prefix: string): number | undefined => {
+  const [inactive, active] = [statOf(stat, `${prefix}inactive_file`), statOf(stat, `${prefix}active_file`)]
+  return inactive === undefined && active === undefined ? undefined : (inactive ?? 0) + (active ?? 0)
+}
+
 const smaller = (one: number | undefined, other: number | undefined) =>
   one === undefined || other === undefined ? one ?? other : Math.min(one, other)
 
@@ -168,7 +174,7 @@ const limitOfCgroup = (
       const limit = bytesOf(yield* read(syscalls, `${path}/memory.max`))
       if (limit === undefined) return undefined
       const usage = bytesOf(yield* read(syscalls, `${path}/memory.current`))
-      return limitOf(path, limit, usage, statOf(yield* read(syscalls, `${path}/memory.stat`), "inactive_file"))
+      return limitOf(path, limit, usage, cachedIn(yield* read(syscalls, `${path}/memory.stat`), ""))
     }
     const stat = yield* read(syscalls, `${path}/memory.stat`)
     // That of an ancestor that is not visible bounds the topmost one, too; the counts of the others lag behind each other.
@@ -180,20 +186,20 @@ const limitOfCgroup = (
     // Before Linux 5.11 a cgroup may leave those below it alone.
     if (!own && (yield* read(syscalls, `${path}/memory.use_hierarchy`)).trim() === "0") return undefined
     const usage = bytesOf(yield* read(syscalls, `${path}/memory.usage_in_bytes`))
-    return limitOf(path, limit, usage, statOf(stat, "total_inactive_file") ?? statOf(stat, "inactive_file"))
+    return limitOf(path, limit, usage, cachedIn(stat, "total_") ?? cachedIn(stat, ""))
   })
 
-/** The memory of the machine. */
+/** The memory of the machine, with its free swap, to which the pages of tmpfs can go. */
 const machine = (syscalls: Syscalls): Effect.Effect<MemoryLimit | undefined> =>
   Effect.map(read(syscalls, "/proc/meminfo"), (meminfo) => {
     const field = (name: string) => {
       const kibibytes = bytesOf(new RegExp(`^${name}:\\s*(\\d+) kB$`, "m").exec(meminfo)?.[1])
       return kibibytes === undefined ? undefined : kibibytes * 1024
     }
-    const [limit, available] = [field("MemTotal"), field("MemAvailable")]
-    return limit === undefined || available === undefined
+    const [memory, available, swap = 0] = [field("MemTotal"), field("MemAvailable"), field("SwapFree")]
+    return memory === undefined || available === undefined
       ? undefined
-      : limitOf("/proc/meminfo", limit, Math.max(0, limit - available), 0)
+      : limitOf("/proc/meminfo", memory + swap, Math.max(0, memory - available), 0)
   })
 
 /** The tightest limit of all: the outermost one, where several leave the same. */

@@ -85,7 +85,11 @@ export const find = (
     const path = yield* absolute(syscalls, requireMount)
     const refuse = (reason: MountMissing["reason"], cause?: SyscallError) =>
       new MountMissing({ mount: path, directory, reason, ...(cause === undefined ? {} : { cause }) })
-    const mount = yield* Effect.mapError(hold(syscalls, path), (cause) => refuse("missing", cause))
+    const isMissing = ({ errno }: SyscallError) => errno === errnos.ENOENT || errno === errnos.ENOTDIR
+    const mount = yield* Effect.mapError(
+      hold(syscalls, path),
+      (cause) => refuse(isMissing(cause) ? "missing" : "unreadable", cause)
+    )
     const isRoot = yield* Effect.mapError(isMountRoot(syscalls, path, mount), (cause) => refuse("unknown", cause))
     if (isRoot === false) return yield* refuse("not a mount point")
     const { mountId: id } = mount

@@ -7,7 +7,7 @@ import { errnos, S_IFMT, S_IFREG, Syscalls } from "../Syscalls.js"
 import type { Statx, SyscallError, Syscalls as Kernel } from "../Syscalls.js"
 import { booleanRefused, objectRefused, stringRefused } from "./arguments.js"
 import { isSameFile, isUnsupported, lock, look } from "./fileLock.js"
-import { filesystemName, linksAreTrusted, locksAreTrusted } from "./filesystems.js"
+import { filesystemName, linksAreTrusted, locksAreTrusted, OVERLAY } from "./filesystems.js"
 import * as linkedFiles from "./linkedFiles.js"
 import { namePrefix } from "./options.js"
 
@@ -136,9 +136,7 @@ const quoted = (path: string) => /^[\w@%+=:,./-]+$/.test(path) ? path : `'${path
 
 /** What is left of a sweep: files of this user that nobody is seen to use, other users', and the command that removes the former. */
 const leftoversOf = (directory: string, found: ReadonlyArray<Found>) => {
-  const unused = found.filter(({ finding, why }) =>
-    finding.outcome === "abandoned" || why === "locks" || why === "failure"
-  )
+  const unused = found.filter(({ finding, why }) => finding.outcome === "abandoned" || why === "locks")
   const others = found.filter(({ why }) => why === "user")
   const force = unused.some(({ why }) => why === "locks") ? " --force" : ""
   return {
@@ -148,9 +146,25 @@ const leftoversOf = (directory: string, found: ReadonlyArray<Found>) => {
   }
 }
 
-/** Counts temp files and removes none; that of the caller does not count, and a directory that cannot be listed has none. */
+/** To open a file for its lock copies it up from a lower layer of an overlay, which takes the space that is short. */
+const isOverlay = (syscalls: Kernel, directory: string): Effect.Effect<boolean> => {
+  const { O_CLOEXEC, O_DIRECTORY, O_PATH } = syscalls.flags
+  return Effect.acquireUseRelease(
+    syscalls.open(directory, O_PATH | O_DIRECTORY | O_CLOEXEC),
+    syscalls.fstatfs,
+    (fd) => Effect.ignore(syscalls.close(fd))
+  ).pipe(Effect.map(({ type }) => type === OVERLAY), Effect.orElseSucceed(() => true))
+}
+
+/**
+ * Counts temp files and removes none; that of the caller does not count. A directory that cannot be listed has none, and on an overlay
+ * none are counted.
+ */
 export const count = (syscalls: Kernel, directory: string, own: string) =>
-  sweepIn(syscalls, directory, { dryRun: true, force: false }).pipe(
+  Effect.if(isOverlay(syscalls, directory), {
+    onTrue: () => Effect.succeed<ReadonlyArray<Found>>([]),
+    onFalse: () => sweepIn(syscalls, directory, { dryRun: true, force: false })
+  }).pipe(
     Effect.orElseSucceed((): ReadonlyArray<Found> => []),
     Effect.map((found) => leftoversOf(directory, found.filter(({ finding }) => finding.path !== own)))
   )
@@ -198,15 +212,12 @@ const warnOfLeft = (directory: string, found: ReadonlyArray<Found>): Effect.Effe
   )
 }
 
-/**
- * Before the first storage of a directory is made, which may need the space. Who comes second waits; nobody fails because of it. Where it
- * is not wanted, it counts and removes nothing.
- */
-export const sweepOnce = (syscalls: Kernel, directory: string, wanted: boolean): Effect.Effect<void> =>
+/** Before the first storage of a directory is made, which may need the space. Who comes second waits; nobody fails because of it. */
+export const sweepOnce = (syscalls: Kernel, directory: string): Effect.Effect<void> =>
   Effect.suspend(() => {
-    const once = onceIn(syscalls, `${wanted ? "swept" : "counted"} ${directory}`)
+    const once = onceIn(syscalls, directory)
     if (once.done) return Effect.void
-    const first = sweepIn(syscalls, directory, wanted ? automatic : { ...automatic, dryRun: true }).pipe(
+    const first = sweepIn(syscalls, directory, automatic).pipe(
       Effect.flatMap((found) => {
         const removed = tallyOf(
           found.flatMap(({ finding }) => finding.outcome === "removed" ? [finding] : [])

@@ -37,6 +37,7 @@ import {
   BTRFS,
   copiesOnWrite,
   filesystemName,
+  locksAreHarmless,
   locksAreTrusted,
   OVERLAY,
   overwritesMayRunOutOfSpace,
@@ -182,7 +183,7 @@ const locked = (
     const statx = yield* syscalls.statx(created)
     file.identity = statx
     linkedFiles.identify(fileName.nameOf(file), statx)
-    if (!locksAreTrusted(type)) return yield* lockedForThisHost(syscalls, file, statx)
+    if (!locksAreTrusted(type)) return !locksAreHarmless(type) || (yield* lockedForThisHost(syscalls, file, statx))
     const lock = yield* Effect.catchIf(
       fileLock.lock(fileName.within(syscalls, file), file.path),
       fileLock.isUnsupported,

@@ -28,6 +28,7 @@ import {
   simulated,
   until
 } from "./blocks.js"
+import { identify } from "./content.js"
 
 const freshDirectory = Effect.acquireRelease(
   Effect.sync(() => mkdtempSync(join(tmpdir(), "corruption-test-"))),
@@ -59,7 +60,7 @@ const damaged = (written: ReadonlyMap<number, Uint8Array>) => {
   for (const bytes of written.values()) bytes[bytes.length - 1] = (bytes[bytes.length - 1] ?? 0) ^ 1
 }
 
-describe("corrupted blocks", { timeout: 120_000 }, () => {
+describe("corrupted blocks", () => {
   for (const engine of ["io_uring", "aio", "node"] as const) {
     it.scopedLive(`of a real file take its storage out, in health, metrics, stats, log and error: ${engine}`, () => {
       const lines: Array<string> = []
@@ -127,6 +128,32 @@ describe("corrupted blocks", { timeout: 120_000 }, () => {
       yield* assertSettled(store)
     }).pipe(Effect.provide(simulated())))
 
+  for (const cause of ["corrupted", "failed"] as const) {
+    it.scopedLive(`that many read at once count once: one bad block leaves the disk in use, ${cause}`, () =>
+      Effect.gen(function*() {
+        let bad = -1
+        const { disk, written } = yield* memory(16, {
+          fails: (kind, offset) => cause === "failed" && kind === "read" && offset === bad ? ioFailed(kind) : undefined
+        })
+        const store = yield* BlockStore.make([disk], { blockBytes: page, failureLimit: 3, maxBlocksInFlight: 8 })
+        yield* offload(store, numbers(8))
+        const [place, bytes] = [...written][0] ?? assert.fail("nothing was written")
+        bad = place
+        const hash = numbers(8).find((hash) => identify(bytes, hash).wrong === undefined) ?? assert.fail()
+        if (cause === "corrupted") bytes[7] = (bytes[7] ?? 0) ^ 1
+        const buffers = yield* Effect.replicateEffect(blank(page), 8)
+        const results = yield* store.onboard(buffers.map((into) => ({ hash: BigInt(hash), into })))
+        const tag = cause === "corrupted" ? "BlockCorrupted" : "IoFailed"
+        assert.include(results.failures.map(({ error }) => error._tag), tag)
+        for (const other of numbers(8)) {
+          assert.strictEqual(yield* onboard(store, other), other === hash ? "BlockNotFound" : 0)
+        }
+        const { corrupted, storages: [one] } = yield* store.stats
+        assert.deepStrictEqual([corrupted, one?.retired, one?.failed], [cause === "corrupted" ? 1 : 0, 1, false])
+        yield* assertSettled(store)
+      }).pipe(Effect.provide(simulated())))
+  }
+
   it.scopedLive("are logged also where the store ends at once", () => {
     const lines: Array<string> = []
     return Effect.gen(function*() {
@@ -155,7 +182,7 @@ describe("corrupted blocks", { timeout: 120_000 }, () => {
   })
 })
 
-describe("a store without room", { timeout: 60_000 }, () => {
+describe("a store without room", () => {
   /** What fills it, how many of its four slots that takes, and what is to be done. */
   const causes = [
     ["pinned", "end leases"],
@@ -246,7 +273,7 @@ describe("a store without room", { timeout: 60_000 }, () => {
     }).pipe(Effect.provide(simulated())))
 })
 
-describe("no memory", { timeout: 60_000 }, () => {
+describe("no memory", () => {
   it("for the hasher is said to be that, and not a bad option (a process with little address space)", () => {
     // As BlockStore.make loads it; a checksum without WebAssembly memory loads all the same.
     const script = `
@@ -269,7 +296,31 @@ describe("no memory", { timeout: 60_000 }, () => {
   })
 })
 
-describe("one buffer for two blocks of a batch", { timeout: 60_000 }, () => {
+describe("an onboard that runs again", () => {
+  it.scopedLive("lets go of no page but its own: memory that is being filled meanwhile stays busy", () =>
+    Effect.gen(function*() {
+      let holds = false
+      const { disk, release } = yield* memory(4, { holds: (kind) => holds && kind === "read" })
+      const store = yield* BlockStore.make([disk], { blockBytes: page })
+      yield* offload(store, [1])
+      const into = yield* blank(page)
+      const again = store.onboard([{ hash: 1n, into }])
+      assert.deepStrictEqual((yield* again).failures, [])
+      yield* store.remove([1n])
+      holds = true
+      const ends: Array<string> = []
+      const read = () =>
+        disk.unsafeTransfer("read", { offset: 0, buffer: into }, (error) => ends.push(error?._tag ?? "read"))
+      read()
+      assert.deepStrictEqual((yield* again).failures.map(({ error }) => error._tag), ["BlockNotFound"])
+      read()
+      assert.deepStrictEqual(ends, ["BufferBusy"])
+      release()
+      assert.deepStrictEqual(ends, ["BufferBusy", "read"])
+    }).pipe(Effect.provide(simulated())))
+})
+
+describe("one buffer for two blocks of a batch", () => {
   for (const checksum of ["off", "xxh128"] as const) {
     for (const maxBlocksInFlight of [1, 4]) {
       it.scopedLive(`is busy for the second, however many are in flight: ${checksum}, ${maxBlocksInFlight}`, () =>

@@ -33,7 +33,7 @@ describe("options, simulated", () => {
           ["directory", yield* failure(Effect.scoped(DevicePath.make({ directory: path })))]
         ] as const
         for (const [option, message] of tries) {
-          assert.match(message, new RegExp(`^InvalidOption: Option ${option} is `))
+          assert.match(message, new RegExp(`^InvalidOption: The value of ${option} is `))
           assert.notMatch(message, /[\0\ud800-\udfff]/)
         }
       }).pipe(Effect.provide(layer()), Effect.provide(NodeFileSystem.layer)))
@@ -47,7 +47,7 @@ describe("options, simulated", () => {
           return yield* BlockStore.make([storage], { blockBytes: 4096, content })
         })))
         assert.strictEqual(error._tag, "InvalidOption")
-        assert.include(error.message, "Option content is")
+        assert.include(error.message, "The value of content is")
       }
       yield* Effect.scoped(Effect.gen(function*() {
         const storage = yield* DiskStorage.make({ size: 1_000_000 })

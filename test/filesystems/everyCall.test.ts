@@ -60,6 +60,17 @@ const callsOf = (kernel: Syscalls, directory: string, openStrategy: "default" | 
     return calls
   })
 
+/**
+ * Refused fallocate and F_SETFL have a way around. Without the unit that is written to observe where it goes, the verdict is `unknown`. A
+ * name that cannot be looked at is removed unseen, and links that cannot be counted are taken for none.
+ */
+const isGoneAround = (calls: ReadonlyArray<SyscallName>, index: number): boolean => {
+  const syscall = calls[index]
+  return syscall === "fallocate" || syscall === "fcntlSetFlags" ||
+    (["pread", "pwrite", "fdatasync"].includes(syscall ?? "") && index < calls.indexOf("fallocate")) ||
+    (syscall === "statx" && (calls[index + 1] === "unlink" || calls[index - 1] === "unlink"))
+}
+
 for (const kind of ["ext4", "ext2", "xfs", "btrfs"] as const) {
   for (const openStrategy of ["default", "open-direct"] as const) {
     describeReal(kind, { name: `every call, ${openStrategy}` }, (it) => {
@@ -88,7 +99,7 @@ for (const kind of ["ext4", "ext2", "xfs", "btrfs"] as const) {
               if (Exit.isFailure(exit)) {
                 assert.deepStrictEqual([...Cause.failures(exit.cause)].map(isDiskStorageError), [true], what)
                 assert.deepStrictEqual([...Cause.defects(exit.cause)], [], what)
-              } else assert.isTrue(syscall === "fallocate" || syscall === "fcntlSetFlags", `${what}: succeeded`)
+              } else assert.isTrue(isGoneAround(calls, index), `${what}: succeeded`)
             }
           }
           yield* assertGivenBack(directory, free)

@@ -72,8 +72,8 @@ export const mutants: ReadonlyArray<Mutant> = [
     invariant: "closed descriptors",
     what: "the file is closed twice",
     file: "internal/temporaryFile.ts",
-    from: "[...file.fds.splice(0), ...lockOf(file)]",
-    to: "[...file.fds.splice(0), ...lockOf(file)].flatMap((fd) => [fd, fd])"
+    from: "[...file.fds.splice(0), ...fileName.letGo(file), ...lockOf(file)]",
+    to: "[...file.fds.splice(0), ...fileName.letGo(file), ...lockOf(file)].flatMap((fd) => [fd, fd])"
   },
   {
     invariant: "closed descriptors",
@@ -154,8 +154,8 @@ export const mutants: ReadonlyArray<Mutant> = [
     what: "a name that could not be removed is taken for gone",
     near: 140,
     file: "internal/temporaryFile.ts",
-    from: "Effect.catchAll(unlink(syscalls, file), report(\"unlink\"))",
-    to: "Effect.ignore(unlink(syscalls, file))"
+    from: "Effect.catchAll(fileName.unlink(syscalls, file), (error) =>",
+    to: "Effect.catchAll(Effect.ignore(fileName.unlink(syscalls, file)), (error) =>"
   },
   {
     invariant: "batches",

@@ -8,6 +8,7 @@ import * as Effect from "effect/Effect"
 import * as Logger from "effect/Logger"
 import * as Option from "effect/Option"
 import * as Schema from "effect/Schema"
+import { existsSync } from "node:fs"
 import * as DevicePath from "../../DevicePath.js"
 import type { IoVerdict } from "../../DirectIo.js"
 import * as DirectIo from "../../DirectIo.js"
@@ -83,8 +84,8 @@ const inspect = (asked: Asked) =>
     const progress = yield* Progress.Progress
     const path = yield* directory.given(asked.argument)
     yield* progress.status(`${asked.measure ? "measuring in" : "looking at"} ${printable(path)} …`)
-    // First, since the driver's answer outranks what can be read.
-    const tried = asked.gpu ? yield* tryPath(path) : undefined
+    // First, since the driver's answer outranks what can be read. It would make a directory that is missing.
+    const tried = asked.gpu && existsSync(path) ? yield* tryPath(path) : undefined
     const report = yield* DirectIo.inspect(path, { measure: asked.measure, driverAnswer: tried?.driverAnswer })
     return { report, devicePath: tried?.report }
   }).pipe(
