@@ -507,7 +507,7 @@ describe("the label", () => {
           assert.deepStrictEqual((yield* leaks).files, [storage.path])
           return yield* storage.readBytes(0, size)
         })))
-        assert.match(lines.join(), /^what was kept at \/tmp\/kept is removed and not used: its label is /)
+        assert.match(lines.join(), /^what was kept at \/tmp\/kept is not used, and makes way: its label is /)
         assert.deepStrictEqual(value, new Uint8Array(size))
         yield* nothingLeft
       }), { discard: true }).pipe(on()))
@@ -991,7 +991,7 @@ describeReal("ext4 on a direct loop", { name: "in the way of what is kept" }, (i
         })))
         assert.isTrue(value)
         assert.lengthOf(lines, 1)
-        assert.match(lines.join(), /^what was kept at .* is removed and not used: /)
+        assert.match(lines.join(), /^what was kept at .* is not used, and makes way: /)
         assert.match(lines.join(), reason)
         assertBytes((yield* takeContent({ size, keepAt })) ?? new Uint8Array(0), pattern(size, 4), "what is kept next")
       }))
@@ -1024,7 +1024,7 @@ describeReal("ext4 on a direct loop", { name: "in the way of what is kept" }, (i
         writeFileSync(keepAt, bytes, { mode: 0o600 })
         truncateSync(keepAt, bytes.byteLength + grow)
         const { lines } = yield* warnings(keepContent(pattern(size, 4), { keepAt }))
-        assert.match(lines.join(), /is removed and not used: it is \d+ bytes long, and was kept with/, `${grow}`)
+        assert.match(lines.join(), /is not used, and makes way: it is \d+ bytes long, and was kept with/, `${grow}`)
         assertBytes((yield* takeContent({ size, keepAt })) ?? new Uint8Array(0), pattern(size, 4), `${grow}`)
       }
     }))
