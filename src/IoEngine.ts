@@ -114,7 +114,8 @@ export interface IoEngine {
   /** Ends when all of them have ended; none hides what became of another. They run in any order, also on the same range. */
   readonly batch: (operations: ReadonlyArray<Operation>) => Effect.Effect<Results>
   /**
-   * The way in without Effect: `done` is called once, perhaps before this returns. Nothing can take the operation back. For measuring,
+   * The way in without Effect: `done` is called once, perhaps before this returns, and never within a turn of the device: it may begin
+   * operations, and end the file and the engine. Nothing can take the operation back. For measuring,
    * and for those who count microseconds; `done` must not throw, and the number of operations that wait is the caller's to bound.
    */
   readonly unsafeSubmit: (operation: Operation, done: (completion: Completion) => void) => void

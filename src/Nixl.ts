@@ -263,8 +263,8 @@ export const Nixl: Context.Tag<Nixl, Nixl> = Context.GenericTag<Nixl>("effect-di
 
 /**
  * Loads the library and makes an agent and its backends. The end of the Scope waits for transfers, deregisters what is registered, and
- * destroys the backends and the agent, newest first. It also waits for the I/O of transfers that failed, for `stallTimeout`
- * at most. Where I/O has not ended, or nothing shows its end, the agent, its memory and its requests are left to the
+ * destroys the backends and the agent, newest first. It also waits for the I/O of transfers that failed, once for
+ * `stallTimeout` at most; without `stallTimeout` that wait has no end. Where I/O has not ended, or nothing shows its end, the agent, its memory and its requests are left to the
  * process, and that is logged.
  *
  * @since 0.1.0

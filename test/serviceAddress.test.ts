@@ -210,7 +210,7 @@ describe("the address of the service", { timeout: testTimeout }, () => {
       )
       assert.isTrue(yield* running.printed(/docs/), running.output())
       assert.match(running.output(), /^http:\/\/127\.0\.0\.1:\d+$/m)
-      assert.include(running.output(), `cache directory ${resolve(root, running.directory)}\n`)
+      assert.include(running.output(), `cache directory ${resolve(root)}/${running.directory}\n`)
       yield* running.signal("SIGTERM", "leader")
       assert.strictEqual((yield* running.ended).code, exitCode("SIGTERM"), running.output())
       yield* assertNothingLeft(running)

@@ -154,9 +154,8 @@ export const cuFileErrors: { readonly [code: number]: CuFileErrorWords } = {
   },
   5033: {
     name: "CU_FILE_NVFS_SETUP_ERROR",
-    what: "cuFile could not be set up",
-    remedy:
-      `cuFile could not load the CUDA driver library (libcuda.so.1) or one of its symbols, or nvidia-fs could not be set up. ${look}`
+    what: "cuFile could not load the CUDA driver library (libcuda.so.1) or one of its symbols, or set nvidia-fs up",
+    remedy: `Install the NVIDIA driver, with a libcuda.so.1 that has the symbols of this cuFile. ${look}`
   },
   5034: {
     name: "CU_FILE_IO_DISABLED",

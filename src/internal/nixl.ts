@@ -248,14 +248,17 @@ const service = (
     const agentFailed = ({ call, name, status, target }: NixlFailed) =>
       new NixlAgentFailed({ agentName, call, status, name, target })
 
+    /** How long the end of I/O is waited for. Once that time has passed, later callers look once. */
+    let patience = stallMillis
     /** Whether nothing of the suspects is in flight any more, once it is so, or for as long as a stalled transfer takes. */
     const settled = Effect.suspend(() => {
       const unsettled = [...suspects].filter(({ settled }) => !settled)
       const files = new Set(unsettled.map(({ file }) => file.registration.device))
       return unsettled.length === 0
         ? Effect.succeed(true)
-        : Effect.tap(posix.drained(api, queue, options.rings, files, stallMillis), (is) =>
+        : Effect.tap(posix.drained(api, queue, options.rings, files, patience), (is) =>
           Effect.sync(() => {
+            if (!is) patience = 0
             for (const request of unsettled) request.settled = is
           }))
     })
@@ -541,9 +544,8 @@ const service = (
         if (!isQueued(request) || (request.succeeded && first === undefined)) {
           return Effect.zipRight(dispose(request), request.use.drop)
         }
-        // Of one piece, and alone: the error is the end of it.
-        request.settled = request.pieces.length === 1 && request.ended && active.size + suspects.size === 0
-        for (const registration of request.involved) registration.unsettled ||= !request.settled
+        // An error is no end, also of a lone piece: the calls for the status may have failed, and not the transfer.
+        for (const registration of request.involved) registration.unsettled = true
         suspects.add(request)
         request.use.kept = true
         return request.use.drop
@@ -824,6 +826,7 @@ const open = (
   Effect.gen(function*() {
     const { agent, held } = yield* makeAgent(api, agentName, name)
     const plugins = yield* pluginsOf(api, agent)
+    // The engines of this package make and end theirs meanwhile: those are never counted.
     const before = api.rings()
     yield* Effect.forEach(backends, (backend) =>
       Effect.acquireRelease(

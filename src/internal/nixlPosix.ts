@@ -83,7 +83,7 @@ const pause = Duration.millis(16)
  * an error. False: it has not, or nothing shows it. `files` are the descriptors of the transfers that failed.
  */
 export const drained = (
-  api: Api,
+  api: Pick<Api, "ringIdle" | "aioIdle">,
   queue: Public.Queue | undefined,
   rings: ReadonlySet<number>,
   files: ReadonlySet<number>,

@@ -259,7 +259,7 @@ describeReal("btrfs with data as raid0", { name: "verdicts with several data pro
         Effect.flatMap(inspect(directory), (report) =>
           compare(storage, report, withConditions))))
       // Several block groups, one of which is converted: as a balance leaves them that was stopped.
-      yield* command("fallocate", "-l", "200M", join(directory, "old"))
+      yield* command("fallocate", "-l", "100M", join(directory, "old"))
       yield* command("btrfs", "balance", "start", "-dconvert=raid1,limit=1", mount)
       const usage = yield* command("btrfs", "filesystem", "df", mount)
       assert.match(usage, /^Data, RAID0:/m)

@@ -175,6 +175,8 @@ export interface NixlControl {
   /** Calls that were refused as mistakes of the caller, and how often a status was asked for. */
   readonly refusals: () => number
   readonly looks: () => number
+  /** How often `aio_cancel` was called. */
+  readonly cancels: () => number
   /** The descriptor that a file is registered by, −1 when none is. */
   readonly registeredFd: () => number
   readonly parameter: () => string
@@ -212,6 +214,7 @@ export const nixlControl = (path: string): NixlControl => {
     }),
     refusals: () => count(6),
     looks: () => count(7),
+    cancels: () => count(9),
     registeredFd: library.func("stub_nixl_registered_fd", "int", []),
     parameter: library.func("stub_nixl_parameter", "str", []),
     reset: library.func("stub_nixl_reset", "void", [])

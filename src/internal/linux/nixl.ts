@@ -12,6 +12,7 @@ import type { Part, Slab } from "../slab.js"
 import * as libraryThreads from "./libraryThreads.js"
 import type { Again, Value } from "./libraryThreads.js"
 import { addressOf, native } from "./native.js"
+import { ownRings } from "./ownRings.js"
 
 /** Handles are addresses. */
 const handle = "uint64_t"
@@ -77,13 +78,15 @@ const SEEK_END = 2
 /** What `aio_cancel` answers when no request of the descriptor is left (glibc's and musl's `aio.h`). */
 const AIO_ALLDONE = 2
 
-/** The descriptors of io_uring in this process; none where /proc cannot be read. */
+/** The descriptors of io_uring in this process but those of our own engines; none where /proc cannot be read. */
 const rings = (): ReadonlySet<number> => {
   const found = new Set<number>()
   try {
     for (const fd of readdirSync("/proc/self/fd")) {
       try {
-        if (readlinkSync(`/proc/self/fd/${fd}`) === "anon_inode:[io_uring]") found.add(Number(fd))
+        if (readlinkSync(`/proc/self/fd/${fd}`) === "anon_inode:[io_uring]" && !ownRings.has(Number(fd))) {
+          found.add(Number(fd))
+        }
       } catch {
         // Closed meanwhile.
       }
@@ -96,14 +99,19 @@ const rings = (): ReadonlySet<number> => {
 
 /**
  * Whether the kernel has completed all that it took from a ring, by the counters in its fdinfo (Linux 5.15): it posts
- * one completion for each submission here. Undefined where the kernel does not show them.
+ * one completion for each submission here. Undefined where the kernel does not show them. While the lock of the ring is
+ * held, Linux leaves all lines of the ring out (from 6.7 on): then it is not known to be idle, and is asked again.
  */
+export const ringIdleBy = (info: string): boolean | undefined => {
+  const taken = /^SqHead:\s*(\d+)$/m.exec(info)?.[1]
+  const completed = /^CqTail:\s*(\d+)$/m.exec(info)?.[1]
+  if (taken !== undefined && completed !== undefined) return Number(taken) === Number(completed)
+  return /^(Sq|Cq|User|Cached)\w*:/m.test(info) ? undefined : false
+}
+
 const ringIdle = (fd: number): boolean | undefined => {
   try {
-    const info = readFileSync(`/proc/self/fdinfo/${fd}`, "utf8")
-    const taken = /^SqHead:\s*(\d+)$/m.exec(info)?.[1]
-    const completed = /^CqTail:\s*(\d+)$/m.exec(info)?.[1]
-    return taken === undefined || completed === undefined ? undefined : Number(taken) === Number(completed)
+    return ringIdleBy(readFileSync(`/proc/self/fdinfo/${fd}`, "utf8"))
   } catch {
     return undefined
   }
@@ -151,7 +159,7 @@ export interface Api {
   /** The size of the file in bytes. */
   readonly sizeOf: (fd: number) => Effect.Effect<number>
   readonly rings: () => ReadonlySet<number>
-  /** Whether nothing of a ring is in flight; undefined where the kernel does not show it. */
+  /** Whether nothing of a ring is known to be in flight; undefined where the kernel does not show it. */
   readonly ringIdle: (fd: number) => boolean | undefined
   /**
    * Cancels the requests of POSIX AIO for a descriptor that have not begun, and answers whether none is left; undefined

@@ -13,6 +13,7 @@ import type { Device, OpenDevice } from "../ioQueue.js"
 import { errnoCode } from "../kernel.js"
 import type { Slab } from "../slab.js"
 import { addressOf, eagerSubmissions, high, low, memoryOf, native } from "./native.js"
+import { ownRings } from "./ownRings.js"
 import { descriptors } from "./threadExit.js"
 import { wakeUp } from "./wakeUps.js"
 
@@ -146,6 +147,11 @@ export const make = (
         : "no ring could be set up"
       return yield* refused("io_uring_setup", -fd, reason)
     }
+    const closeRing = () => {
+      ownRings.delete(fd)
+      close(fd)
+    }
+    ownRings.add(fd)
     const word = (index: number) => params[index] ?? 0
     const entries = word(0)
     // struct io_sqring_offsets at word 10: head, tail, ring_mask, ring_entries, flags, dropped, array.
@@ -156,7 +162,7 @@ export const make = (
     const sqeBytes = entries * 64
     const features = word(5)
     if ((features & FEAT_SINGLE_MMAP) === 0 || (features & FEAT_NODROP) === 0) {
-      close(fd)
+      closeRing()
       return yield* new EngineUnavailable({
         engine: "io_uring",
         reason: "the kernel's io_uring is older than Linux 5.6"
@@ -177,7 +183,7 @@ export const make = (
     if (ringMemory === undefined || sqeMemory === undefined) {
       const errno = koffi.errno()
       unmap()
-      close(fd)
+      closeRing()
       return yield* refused("mmap", errno, "the ring could not be mapped")
     }
     const ring = new Int32Array(ringMemory)
@@ -195,7 +201,7 @@ export const make = (
     if (told < 0) {
       if (eventFd >= 0) close(eventFd)
       unmap()
-      close(fd)
+      closeRing()
       return yield* refused("eventfd", -told, "completions cannot be waited for")
     }
 
@@ -431,7 +437,7 @@ export const make = (
           close(eventFd)
           for (const { forget } of registered.values()) forget()
           unmap()
-          close(fd)
+          closeRing()
         })
       }
       return device

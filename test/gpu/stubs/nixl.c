@@ -130,6 +130,8 @@ static registration *registrations;
 static int refusals;
 static int looks;
 static int threads;
+/* Whether a call for a status was made to fail, and how often aio_cancel was asked. */
+static int status_failed, cancels;
 /* What becomes of the next transfers that are posted: see stub_nixl_transfer. */
 static int next_error, next_piece, next_late, next_never, next_short;
 /* 1: io_uring cannot be had, 2: it is passed over as by NIXL 1.0. Dry: POSIX moves nothing. */
@@ -180,7 +182,10 @@ static void drop(object *gone) {
   do { \
     stub_plan plan = stub_enter(__func__); \
     stub_sleep(plan.millis); \
-    if (plan.fails) return (int)plan.code; \
+    if (plan.fails) { \
+      if (strcmp(__func__, "nixl_capi_get_xfer_status") == 0) status_failed = 1; \
+      return (int)plan.code; \
+    } \
     pthread_mutex_lock(&stub_mutex); \
     if (uses_agent) { \
       if (!has_user) user = pthread_self(); \
@@ -227,7 +232,7 @@ static object *queued_of(const object *agent, int most) {
 
 /* After a failure the requests of a queue may be leaked, also those that no poll has seen the end of: the real one survives it. */
 static void leak_requests(const object *agent) {
-  if (queued_of(agent, -1) == NULL) return;
+  if (queued_of(agent, -1) == NULL && !status_failed) return;
   for (object *each = queued_of(agent, IN_PROG); each != NULL; each = queued_of(agent, IN_PROG)) drop(each);
 }
 
@@ -897,6 +902,7 @@ int aio_cancel(int fd, void *request);
 int aio_cancel(int fd, void *request) {
   int answer = 2;
   pthread_mutex_lock(&stub_mutex);
+  cancels++;
   for (const object *each = objects; each != NULL && request == NULL; each = each->next)
     for (const io *one = each->kind == AGENT && each->queue != NULL ? each->queue->all : NULL; one != NULL; one = one->other)
       if (each->queue->kind == POSIX_AIO && (int)one->file.device == fd && one->state == RUNNING) answer = 1;
@@ -905,10 +911,10 @@ int aio_cancel(int fd, void *request) {
 }
 
 /* How many are alive: 0 agents, 1 backends, 2 parameters, strings and lists, 3 requests, 4 registrations of files, 5 of memory; 6 calls
-   that were refused, 7 calls for a status, 8 transfers that run. */
+   that were refused, 7 calls for a status, 8 transfers that run, 9 calls of aio_cancel. */
 int stub_nixl_alive(int what) {
   pthread_mutex_lock(&stub_mutex);
-  int count = what == 6 ? refusals : what == 7 ? looks : what == 8 ? threads : 0;
+  int count = what == 6 ? refusals : what == 7 ? looks : what == 8 ? threads : what == 9 ? cancels : 0;
   for (const object *each = objects; each != NULL; each = each->next)
     count += (what == 0 && each->kind == AGENT) || (what == 1 && each->kind == BACKEND_HANDLE) ||
              (what == 3 && each->kind == REQUEST) ||
@@ -947,7 +953,7 @@ void stub_nixl_reset(void) {
     registrations = gone->next;
     free(gone);
   }
-  refusals = looks = has_user = 0;
+  refusals = looks = has_user = status_failed = cancels = 0;
   next_error = next_piece = next_late = next_never = next_short = 0;
   no_uring = dry = 0;
   longest = 0;
