@@ -451,6 +451,31 @@ describeStubs("NIXL", (paths) => {
     })
   )
 
+  for (const queue of ["io_uring", "posix_aio"] as const) {
+    live(
+      `${queue}: a lone piece whose status cannot be had is waited for before its memory is free`,
+      Effect.gen(function*() {
+        const buffer = yield* filled(4096, 1)
+        const disk = yield* storage
+        const content = yield* filled(4096, 9)
+        yield* disk.write(0, content)
+        yield* Effect.scoped(Effect.gen(function*() {
+          const nixl = yield* withQueue(queue)
+          const file = yield* nixl.register(disk)
+          const memory = yield* nixl.registerMemory(buffer)
+          stub.transfer({ late: 500 })
+          for (let nth = 1; nth <= 40; nth++) stub.fail("nixl_capi_get_xfer_status", nth, -4)
+          assert.strictEqual(yield* tagOf(nixl.read(file, 0, memory)), "NixlFailed")
+        }))
+        // With the agent gone the bytes have arrived, or never will.
+        const at = Uint8Array.from(buffer.bytes)
+        yield* Effect.sleep(1000)
+        assert.deepStrictEqual(Uint8Array.from(buffer.bytes), at)
+        assert.deepStrictEqual(at, Uint8Array.from(content.bytes))
+      })
+    )
+  }
+
   live(
     "frees memory of a lone piece that failed with the agent, at once",
     Effect.gen(function*() {
