@@ -1057,7 +1057,7 @@ export const make = (
             blocks,
             free: failed ? 0 : free,
             retired: failed ? retired + free : retired,
-            retiredBy: { corrupted: 0, failed: 0, stalled: 0, ...faults[number] },
+            retiredBy: { ...(faults[number] ?? { corrupted: 0, failed: 0, stalled: 0 }) },
             failed,
             failure: reasons[number]
           }

@@ -127,6 +127,8 @@ class Used {
     const known = explained.includes(_tag) || _tag === "BlockCorrupted" ||
       (_tag === "StoreClosed" && this.closing) ||
       (["StorageClosed", "NoStorageLeft"].includes(_tag) && (this.died || this.closing)) ||
+      // A corrupted block counts as a failure of its storage, which is taken out after so many, or with its last slot.
+      (_tag === "NoStorageLeft" && this.rotten) ||
       mayFail(world.plan)
     world.holds("causes", known, () => `${what}: ${_tag}`)
   }
