@@ -16,6 +16,7 @@ import {
   OutOfBounds
 } from "../DiskStorageError.js"
 import { region as hostRegion } from "./alignedBuffer.js"
+import * as argument from "./arguments.js"
 import { makeDoorOf } from "./door.js"
 import type { Cuda } from "./linux/cuda.js"
 import * as cuda from "./linux/cuda.js"
@@ -125,7 +126,9 @@ export const make = (
   options: DeviceMemoryOptions
 ): Effect.Effect<DeviceMemory, CudaUnavailable | InvalidOption | ConfigError.ConfigError, Scope.Scope> =>
   Effect.gen(function*() {
+    yield* argument.unless(argument.objectRefused("options", options))
     const library = options.library ?? (yield* DiskStorageConfig.cudaLibrary)
+    yield* argument.unless(argument.stringRefused("library", library, "a path or soname"))
     const ordinal = yield* wholeNumber("device", options.device ?? 0, 0, 0x7fff_ffff)
     const threads = yield* wholeNumber("threads", options.threads ?? 2, 1, 64)
     const unavailable = (reason: string, code?: number) =>

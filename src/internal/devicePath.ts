@@ -40,6 +40,7 @@ import { DevicePathUnavailable, InvalidBlock, IoFailed, OutOfBounds, StoreClosed
 import type { IoEngine, Results } from "../IoEngine.js"
 import { Syscalls } from "../Syscalls.js"
 import { isIdle, whenIdle } from "./alignedBuffer.js"
+import * as argument from "./arguments.js"
 import { BlockResults } from "./blockResults.js"
 import type { Foreign, WithForeign } from "./blockStore.js"
 import { withForeign } from "./blockStore.js"
@@ -451,8 +452,10 @@ const openCuFile = (
       Effect.catchTag("CuFileUnavailable", ({ code, message, reason }) =>
         Effect.succeed<OpenedCuFile>({
           cuFile: Either.left(message),
-          // Without a code the library was not there to answer.
-          answer: code === undefined ? Option.none() : Option.some({ opened: false, reason })
+          // Other calls fail beside it, and the library may not be there to answer.
+          answer: code !== undefined && reason.startsWith("cuFileDriverOpen ")
+            ? Option.some({ opened: false, reason })
+            : Option.none()
         }))
     )
   })
@@ -472,6 +475,9 @@ export const make = (
   Syscalls | IoEngine | FileSystem.FileSystem | Scope.Scope
 > =>
   Effect.gen(function*() {
+    yield* argument.unless(argument.objectRefused("options", options))
+    const { order = defaultOrder } = options
+    yield* argument.unless(argument.arrayRefused("order", order, 64))
     const syscalls = yield* Syscalls
     const required = options.directory === undefined ? yield* DiskStorageConfig.requireMount : Option.none()
     const asked = options.directory ?? (yield* DiskStorageConfig.directory)
@@ -494,7 +500,7 @@ export const make = (
     if (Either.isLeft(memory)) return yield* told(unavailable([memory.left.message, seen], improvements, answer))
     const means: Means = { memory: memory.right, cuFile: Either.getRight(cuFile) }
     const against: Array<string> = [seen, ...Either.isLeft(cuFile) ? [`no cuFile: ${cuFile.left}`] : []]
-    for (const kind of options.order ?? defaultOrder) {
+    for (const kind of order) {
       const attempt = yield* Scope.fork(yield* Effect.scope, ExecutionStrategy.sequential)
       const tried = yield* open(kind, means, verdict.gpu).pipe(
         Effect.tap((transfers) => probe(transfers, memory.right, directory)),

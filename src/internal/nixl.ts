@@ -27,6 +27,7 @@ import {
 } from "../DiskStorageError.js"
 import type * as Public from "../Nixl.js"
 import { Region, region } from "./alignedBuffer.js"
+import * as argument from "./arguments.js"
 import { BufferTypeId, registrationsOf } from "./deviceMemory.js"
 import { makeDoorOf } from "./door.js"
 import { wholeNumber } from "./engineOptions.js"
@@ -362,11 +363,14 @@ const service = (
       memory: Public.DeviceRange
     ): Effect.Effect<RegisteredMemory, NixlFailed | NixlOverlap | InvalidOption> => {
       const { byteLength, device, pointer } = memory
+      if (typeof pointer !== "bigint" && typeof pointer !== "number") {
+        return Effect.fail(argument.invalid("pointer", pointer, "an address"))
+      }
       if (!(Number.isSafeInteger(byteLength) && byteLength > 0 && Number.isSafeInteger(device) && device >= 0)) {
         return Effect.fail(
           new InvalidOption({
             option: "memory",
-            value: `${byteLength} bytes of device ${device}`,
+            value: `${argument.shown(byteLength)} bytes of device ${argument.shown(device)}`,
             expected: "a length above 0 and the ordinal of a device"
           })
         )
@@ -387,6 +391,9 @@ const service = (
         ))
 
     const registerAny = (memory: AlignedBuffer | DeviceBuffer | DeviceRegion | Public.DeviceRange) => {
+      if (!argument.isObject(memory) || ("bytes" in memory && !(memory instanceof Region))) {
+        return Effect.fail(argument.invalid("memory", memory, "an AlignedBuffer, or memory of a device"))
+      }
       if ("bytes" in memory) return registerHost(region(memory), registerMemoryOf)
       if ("buffer" in memory) return registerOwned(memory)
       return BufferTypeId in memory
@@ -407,11 +414,18 @@ const service = (
     const check = (file: RegisteredFile, pieces: ReadonlyArray<Public.Piece>) => {
       const { alignment } = file.storage
       const checked: Array<Checked> = []
-      for (const { length: asked, memory, offset, start = 0 } of pieces) {
+      const wrongPieces = argument.arrayRefused("pieces", pieces, argument.maxBatch)
+      if (wrongPieces !== undefined) return wrongPieces
+      for (const piece of pieces) {
+        if (!argument.isObject(piece)) return argument.invalid("pieces", piece, "an offset, memory and a length")
+        const { length: asked, memory, offset, start = 0 } = piece
+        for (const [option, value] of Object.entries({ offset, start, length: asked ?? 0 })) {
+          if (typeof value !== "number") return argument.invalid(option, value, "a number of bytes")
+        }
         if (!(memory instanceof RegisteredMemory)) {
           return new InvalidOption({
             option: "memory",
-            value: String(memory),
+            value: argument.shown(memory),
             expected: "what registerMemory has made"
           })
         }
@@ -613,8 +627,10 @@ const service = (
     const scratchTurn = yield* Effect.makeSemaphore(1)
     const takeScratch = Effect.suspend(() => {
       if (scratch !== undefined) return Effect.succeed(scratch)
-      const region = new Region(takeAlone(confirming.scratchBytes))
-      return Effect.map(registerHost(region, register), (memory) => scratch = { memory, region })
+      return Effect.flatMap(
+        Effect.try({ try: () => new Region(takeAlone(confirming.scratchBytes)), catch: () => "no memory" as const }),
+        (region) => Effect.map(registerHost(region, register), (memory) => scratch = { memory, region })
+      )
     })
 
     /** Reads what the option asks for once more, and compares. `use` holds the memory and the file meanwhile. */
@@ -626,7 +642,8 @@ const service = (
     ): Effect.Effect<void, NixlTransferError> => {
       const { path } = file
       const unconfirmed = ({ length, offset }: Checked) => new NixlUnconfirmed({ operation, path, offset, length })
-      if (options.confirm === "none" || pieces[0]?.memory.kind !== "host") return Effect.void
+      const [anyPiece] = pieces
+      if (options.confirm === "none" || anyPiece?.memory.kind !== "host") return Effect.void
       // A read is short at the end of the file alone, and the kernel may fill what is beyond with zeros.
       const reachesAll = operation === "write"
         ? Effect.void
@@ -637,7 +654,10 @@ const service = (
       if (options.confirm === "ends" && operation === "read") return reachesAll
       const compare = (group: ReadonlyArray<confirming.Part<Checked>>) =>
         Effect.gen(function*() {
-          const { memory, region } = yield* takeScratch
+          const taken = yield* Effect.catchIf(takeScratch, (error) => error === "no memory", () => Effect.void)
+          // The bytes were moved, and nothing shows that all of them were.
+          if (taken === undefined) return yield* unconfirmed(group[0]?.piece ?? anyPiece)
+          const { memory, region } = taken
           const { different, starts } = confirming.prepare(group, region)
           const parts = group.map(({ length, offset }, index) => ({
             offset,
@@ -658,8 +678,11 @@ const service = (
       Effect.suspend((): Effect.Effect<void, NixlTransferError> => {
         if (!(file instanceof RegisteredFile)) {
           return Effect.fail(
-            new InvalidOption({ option: "file", value: String(file), expected: "what register has made" })
+            new InvalidOption({ option: "file", value: argument.shown(file), expected: "what register has made" })
           )
+        }
+        if (operation !== "read" && operation !== "write") {
+          return Effect.fail(argument.invalid("operation", operation, "read or write"))
         }
         const checked = check(file, pieces)
         if (!Array.isArray(checked)) return Effect.fail(checked)
@@ -880,18 +903,15 @@ const openAny = (
 }
 
 const isText = (option: string, value: string) =>
-  value !== "" && isFaithful(value)
+  typeof value === "string" && value !== "" && isFaithful(value)
     ? Effect.void
-    : Effect.fail(new InvalidOption({ option, value: JSON.stringify(value), expected: `text: not empty, ${faithful}` }))
+    : Effect.fail(argument.invalid(option, value, `text: not empty, ${faithful}`))
 
-const stallMillisOf = (stallTimeout: Duration.DurationInput | undefined) => {
-  const millis = stallTimeout === undefined ? Infinity : Duration.toMillis(stallTimeout)
-  return millis > 0
-    ? Effect.succeed(Number.isFinite(millis) ? millis : undefined)
-    : Effect.fail(
-      new InvalidOption({ option: "stallTimeout", value: String(millis), expected: "a duration above 0" })
-    )
-}
+const stallMillisOf = (stallTimeout: Duration.DurationInput | undefined) =>
+  Effect.map(
+    argument.duration("stallTimeout", stallTimeout, Infinity),
+    (millis) => Number.isFinite(millis) ? millis : undefined
+  )
 
 export const make = (
   options: Public.NixlOptions = {}
@@ -901,11 +921,16 @@ export const make = (
   Scope.Scope
 > =>
   Effect.gen(function*() {
+    yield* argument.unless(argument.objectRefused("options", options))
     const { agentName = "effect-disk-storage" } = options
     const backends = options.backends ?? [{ name: posix.backendName }]
     yield* isText("agentName", agentName)
-    for (const { name, parameters = {} } of backends) {
+    yield* argument.unless(argument.arrayRefused("backends", backends, 64))
+    for (const backend of backends) {
+      yield* argument.unless(argument.objectRefused("backends", backend, "objects with a name"))
+      const { name, parameters = {} } = backend
       yield* isText("backends", name)
+      yield* argument.unless(argument.objectRefused(`${name}.parameters`, parameters))
       for (const [key, value] of Object.entries(parameters)) yield* isText(`${name}.${key}`, value)
     }
     const names = backends.map(({ name }) => name)
@@ -919,6 +944,7 @@ export const make = (
     yield* posix.confirmation(options.confirm, undefined)
     if (given !== undefined) yield* posix.maxPieces(given, "io_uring")
     const library = options.library ?? (yield* DiskStorageConfig.nixlLibrary)
+    yield* isText("library", library)
     const api = yield* load(library)
     const name = yield* api.cString(agentName)
     const { agent, held, plugins, queue, rings } = yield* openAny(api, agentName, name, backends)

@@ -2,8 +2,9 @@
 import * as Duration from "effect/Duration"
 import * as Effect from "effect/Effect"
 import * as Schedule from "effect/Schedule"
-import { InvalidOption } from "../DiskStorageError.js"
+import type { InvalidOption } from "../DiskStorageError.js"
 import type * as Public from "../Nixl.js"
+import * as argument from "./arguments.js"
 import { wholeNumber } from "./engineOptions.js"
 import type { Api } from "./linux/nixl.js"
 
@@ -70,10 +71,10 @@ export const confirmation = (
   option: Public.Confirmation | undefined,
   queue: Public.Queue | undefined
 ): Effect.Effect<Public.Confirmation, InvalidOption> => {
-  const chosen: string = option ?? (queue === undefined ? "none" : confirmations[queue])
+  const chosen: unknown = option ?? (queue === undefined ? "none" : confirmations[queue])
   return chosen === "none" || chosen === "ends" || chosen === "read-back"
     ? Effect.succeed(chosen)
-    : Effect.fail(new InvalidOption({ option: "confirm", value: chosen, expected: "none, ends or read-back" }))
+    : Effect.fail(argument.invalid("confirm", chosen, "none, ends or read-back"))
 }
 
 const pause = Duration.millis(16)

@@ -210,6 +210,14 @@ describeStubs("the path to a device", ({ cuda, cufile }) => {
       assert.include(report.conditions.find(({ id }) => id === "compat-mode")?.evidence ?? "", reason)
     })))
 
+  it.scopedLive("takes the failure of no other call for the answer of the driver's opening", () =>
+    onPeerToPeer(Effect.gen(function*() {
+      driver.fail("cuFileDriverGetProperties", 1, 5001)
+      const path = yield* make({ memory: { library: cuda }, cuFile: {} })
+      assert.strictEqual(path.kind, "host-staged")
+      assert.deepStrictEqual(path.driverAnswer, Option.none())
+    })))
+
   it.scopedLive("does not open a driver that would end the process", () =>
     onPeerToPeer(
       Effect.gen(function*() {

@@ -7,6 +7,7 @@ import * as Exit from "effect/Exit"
 import * as Fiber from "effect/Fiber"
 import * as Layer from "effect/Layer"
 import * as Logger from "effect/Logger"
+import * as Option from "effect/Option"
 import * as Schedule from "effect/Schedule"
 import * as Scope from "effect/Scope"
 import koffi from "koffi"
@@ -16,6 +17,7 @@ import { join } from "node:path"
 import * as AlignedBuffer from "../../src/AlignedBuffer.js"
 import * as DeviceMemory from "../../src/DeviceMemory.js"
 import * as DiskStorage from "../../src/DiskStorage.js"
+import { isDiskStorageError } from "../../src/DiskStorageError.js"
 import type { IoEngine } from "../../src/IoEngine.js"
 import * as Linux from "../../src/Linux.js"
 import * as Nixl from "../../src/Nixl.js"
@@ -304,6 +306,59 @@ describeStubs("NIXL", (paths) => {
       yield* Scope.close(scope, Exit.void)
       assert.strictEqual(openFiles(), 0)
       assert.deepStrictEqual(stub.alive(), nothing)
+    })
+  )
+
+  live(
+    "answers arguments that no compiler has checked with typed failures, and works on",
+    Effect.gen(function*() {
+      /** A function as JavaScript sees it. */
+      const untyped = (f: Function, ...args: ReadonlyArray<unknown>): Effect.Effect<unknown, unknown, Scope.Scope> =>
+        Reflect.apply(f, undefined, args)
+      const refused = (effect: Effect.Effect<unknown, unknown, Scope.Scope>, what: string) =>
+        Effect.map(Effect.exit(Effect.scoped(effect)), (exit) => {
+          const failure = Exit.isFailure(exit) ? Cause.failureOption(exit.cause) : Option.none()
+          assert.isTrue(Option.isSome(failure) && isDiskStorageError(failure.value), `${what}: ${String(exit)}`)
+        })
+      const options = [
+        null,
+        { stallTimeout: "abc" },
+        { stallTimeout: null },
+        { backends: 5 },
+        { backends: [5] },
+        { backends: [null] },
+        { backends: [{ name: "POSIX", parameters: { use_uring: 5 } }] },
+        { backends: [{ name: "POSIX", parameters: 5 }] },
+        { agentName: 5 },
+        { library: 5 },
+        { library, confirm: {} }
+      ]
+      for (const given of options) yield* refused(untyped(Nixl.make, given), `make(${JSON.stringify(given)})`)
+      for (const given of [null, 5, { library: 5 }]) yield* refused(untyped(DeviceMemory.make, given), "DeviceMemory")
+      const nixl = yield* posix()
+      const file = yield* nixl.register(yield* storage)
+      const memory = yield* nixl.registerMemory(yield* AlignedBuffer.make(4096))
+      const transfers = [
+        ["read", 5, []],
+        ["read", file, 5],
+        ["read", file, [null]],
+        ["read", file, [{ offset: 0 }]],
+        ["delete", file, [{ offset: 0, memory }]]
+      ]
+      for (const given of transfers) yield* refused(untyped(nixl.transfer, ...given), `transfer ${String(given)}`)
+      for (
+        const given of [["0", memory], [undefined, memory], [0, 5], [0, memory, { start: "0" }], [0, memory, {
+          length: "1"
+        }]]
+      ) {
+        yield* refused(untyped(nixl.read, file, ...given), `read ${String(given)}`)
+        yield* refused(untyped(nixl.write, file, ...given), `write ${String(given)}`)
+      }
+      for (const given of [5, null, { bytes: new Uint8Array(8) }, { pointer: "x" }, { pointer: 1n }]) {
+        yield* refused(untyped(nixl.registerMemory, given), "registerMemory")
+      }
+      yield* nixl.write(file, 0, memory)
+      yield* nixl.read(file, 0, memory)
     })
   )
 
