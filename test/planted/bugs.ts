@@ -58,12 +58,7 @@ export const bugs: ReadonlyArray<PlantedBug> = [
     file: "internal/slab.ts",
     from: "if (fill ? users !== 0 : users < 0) return false",
     to: "if (users < 0) return false",
-    tests: [
-      "engines/interruption.test.ts",
-      "engines/lifetime.test.ts",
-      "engines/pool.test.ts",
-      "engines/simulated.test.ts"
-    ]
+    tests: ["slab.test.ts"]
   },
   {
     what: "ranges that touch in their last bytes do not exclude each other",
